@@ -1,0 +1,156 @@
+"""From a config to the functions it names: degradation, restorer, optimiser, sampler.
+
+Tables of names, and the checks that a config can work; nothing is trained, read or written here.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade
+from colddiff.errors import UserError, unknown_name
+from colddiff.networks import NETWORKS
+from colddiff.samplers import SAMPLERS, Restore, times_between
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Experiment(NamedTuple):
+    """What a config stands for.
+
+    Attributes:
+      config: the config itself.
+      degrade: `D(x0, t, key) -> xt` for one image; a Partial, to be passed through `jit`.
+      model: the restorer's Linen module.
+      restore: `R(params, xt, t) -> x0_hat` for a batch.
+      optimizer: the optax transformation.
+      T: the largest severity.
+    """
+
+    config: ConfigDict
+    degrade: Degrade
+    model: nn.Module
+    restore: Restore
+    optimizer: optax.GradientTransformation
+    T: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        data = self.config.data
+        return data.image_size, data.image_size, data.channels
+
+
+def build(config: ConfigDict) -> Experiment:
+    """The experiment of a config.
+
+    Raises:
+      UserError: a name that does not exist, or settings that cannot work together.
+    """
+    _check_numbers(config)
+    model = _make("model", config.model, NETWORKS, channels=config.data.channels)
+    experiment = Experiment(
+        config=config,
+        degrade=_degradation(config),
+        model=model,
+        restore=lambda params, xt, t: model.apply({"params": params}, xt, t),
+        optimizer=_optimizer(config.train),
+        T=config.degradation.num_steps,
+    )
+    named(SAMPLERS, "sampler", config.sampler.name)
+    sampling_times(experiment, config.sampler.steps)
+    jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
+    return experiment
+
+
+def init_params(experiment: Experiment, key: jax.Array) -> Any:
+    """The restorer's initial parameters."""
+    images = jnp.zeros((1, *experiment.image_shape))
+    return experiment.model.init(key, images, jnp.zeros(1, jnp.int32))["params"]
+
+
+def sampling_times(experiment: Experiment, steps: int) -> np.ndarray:
+    """`steps` even steps from T to 0, or T of them for `steps=0`."""
+    return times_between(experiment.T, steps or experiment.T)
+
+
+def named(table: Mapping[str, Any], what: str, name: str) -> Any:
+    """`table[name]`, or an error that lists the names there are."""
+    if name not in table:
+        raise unknown_name(what, name, table)
+    return table[name]
+
+
+def _degradation(config: ConfigDict) -> Degrade:
+    """The config's degradation; those that need the image size get it from `data`."""
+    settings = config.degradation.to_dict()
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            settings[name] = _schedule(name, value, config.degradation.num_steps)
+    factory = named(DEGRADATIONS, "degradation", settings["name"])
+    if "image_size" in inspect.signature(factory).parameters:
+        settings["image_size"] = config.data.image_size
+    return _make("degradation", settings, DEGRADATIONS)
+
+
+def _schedule(name: str, settings: dict[str, Any], num_steps: int) -> list[float]:
+    """A list of T numbers from `dict(schedule=NAME, ...)`."""
+    function = named(SCHEDULES, f"schedule of degradation.{name}", settings.pop("schedule", None))
+    return _call(f"degradation.{name}", function, num_steps, **settings)
+
+
+def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
+    """Adam and the like at the config's learning rate."""
+    schedules = {
+        "constant": lambda: optax.constant_schedule(train.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, train.num_steps),
+    }
+    schedule = named(schedules, "train.lr_schedule", train.lr_schedule)()
+    return named({"adam": optax.adam}, "train.optimizer", train.optimizer)(schedule)
+
+
+def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) -> Any:
+    """`table[settings.name](the other settings)`."""
+    settings = dict(settings) | more
+    factory = named(table, what, settings.pop("name"))
+    if "dtype" in settings:
+        settings["dtype"] = named(_DTYPES, f"{what}.dtype", settings["dtype"])
+    return _call(what, factory, **settings)
+
+
+def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
+    """`function(*args, **settings)`; settings that it does not take are the user's error."""
+    try:
+        inspect.signature(function).bind(*args, **settings)
+    except TypeError as error:
+        takes = list(inspect.signature(function).parameters)[len(args) :]
+        raise UserError(f"config.{what}: {error}; it takes {', '.join(takes)}") from error
+    return function(*args, **settings)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuses counts below their least, with the field's name."""
+    least = {
+        "data": {"image_size": 1, "crop_margin": 0, "threads": 1},
+        "degradation": {"num_steps": 1},
+        "train": dict.fromkeys(
+            ("num_steps", "batch_size", "accumulation", "ema_every", "log_every")
+            + ("checkpoint_every", "checkpoints_kept"),
+            1,
+        )
+        | {"ema_start": 0, "sample_every": 0},
+        "sampler": {"steps": 0},
+        "eval": {"batch_size": 1, "num_images": 0, "pictures": 1},
+    }
+    for section, fields in least.items():
+        for field, bound in fields.items():
+            value = config[section][field]
+            if value < bound:
+                raise UserError(f"config.{section}.{field}={value} must be {bound} or more")

@@ -1,0 +1,102 @@
+"""Checkpoints of a workdir, by orbax: written in the background, whole or not at all.
+
+Each holds the training state, the averaged parameters and the config. The data position is the
+step (`colddiff.data.batches`). A run goes on only with the config that it was started with.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+
+from colddiff.errors import UserError
+from colddiff.state import TrainState
+
+# What makes a run the run it is; other fields may change when it is continued.
+_IDENTITY = ("seed", "data", "degradation", "model")
+_FREE = ("data.cache", "data.threads")
+
+
+@contextmanager
+def open_manager(workdir: Path, *, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of `workdir`, the last `keep` of them kept; waits for saves at the end."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
+    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
+        yield manager
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
+    """Starts to save `state`; returns as soon as the devices may change it."""
+    step = int(state.step)
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state.replace(ema_params=None)),
+        ema_params=ocp.args.StandardSave(state.ema_params),
+        config=ocp.args.JsonSave(as_json(config)),
+    )
+    manager.save(step, args=items)
+    logging.info("saving checkpoint %d", step)
+
+
+def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:
+    """The state saved at `step`, with the shapes and shardings of `like`."""
+    targets = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    items = ocp.args.Composite(
+        state=ocp.args.StandardRestore(targets.replace(ema_params=None)),
+        ema_params=ocp.args.StandardRestore(targets.ema_params),
+    )
+    found = manager.restore(step, args=items)
+    return found.state.replace(ema_params=found.ema_params)
+
+
+def restore_ema(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
+    """The averaged parameters saved at `step`, with the shapes and shardings of `like`."""
+    items = ocp.args.Composite(ema_params=ocp.args.StandardRestore(like))
+    return manager.restore(step, args=items).ema_params
+
+
+def restore_config(manager: ocp.CheckpointManager, step: int) -> ConfigDict:
+    """The config saved at `step`."""
+    items = ocp.args.Composite(config=ocp.args.JsonRestore())
+    return ConfigDict(manager.restore(step, args=items).config)
+
+
+def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
+    """Refuses to go on with another seed, data, degradation or model; logs what else changed.
+
+    Raises:
+      UserError: names every such field with both values.
+    """
+    old, new = _flat(as_json(saved)), _flat(as_json(config))
+    changed = sorted(k for k in old | new if old.get(k) != new.get(k))
+    refused = [k for k in changed if k.split(".")[0] in _IDENTITY and k not in _FREE]
+    tell = lambda k: f"{k}: {old.get(k)!r} there, {new.get(k)!r} here"  # noqa: E731
+    if refused:
+        differences = "\n  ".join(map(tell, refused))
+        raise UserError(
+            f"{workdir} holds a run of another config:\n  {differences}\n"
+            "Use another --workdir, or that run's config"
+        )
+    for k in changed:
+        logging.info("going on with another %s", tell(k))
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config in JSON's types: tuples are lists there."""
+    return json.loads(config.to_json())
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{'a.b': 1}` for `{'a': {'b': 1}}`."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+    }

@@ -1,0 +1,88 @@
+"""Repeated Gaussian blur (paper: sections 4.1 and 5.2, appendix A.1), in closed form.
+
+Every step blurs the previous result; the kernels are separable, so t steps are one linear map on
+the rows and the same on the columns: `xt = A[t] x0 A[t]ᵀ` per channel.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from colddiff.degradations.schedules import per_step
+from colddiff.errors import UserError, unknown_name
+
+_NUMPY_PADDING = {"circular": "wrap", "reflect": "reflect"}
+
+
+def gaussian_blur(
+    *,
+    image_size: int,
+    num_steps: int,
+    kernel_size: int,
+    std: float | list[float],
+    padding: str,
+    mean_at_end: bool = False,
+) -> Partial:
+    """`D(x0, t, key)`: x0 blurred t times; deterministic, `key` is not used.
+
+    Args:
+      image_size: H = W, in pixels.
+      num_steps: T.
+      kernel_size: side of every step's kernel, odd, in pixels. The Gaussian is cut off there
+        and scaled to sum 1.
+      std: σ in pixels, one number or a list of T (`colddiff.degradations.schedules`).
+      padding: 'circular' or 'reflect' (the edge pixel is not repeated).
+      mean_at_end: make D(x0, T) exactly constant, every channel its mean (section 5.2).
+
+    Raises:
+      UserError: a setting that cannot work.
+    """
+    if image_size < 1 or num_steps < 1:
+        raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise UserError(f"kernel_size={kernel_size} must be odd and positive")
+    if padding not in _NUMPY_PADDING:
+        raise unknown_name("padding", padding, _NUMPY_PADDING)
+    if padding == "reflect" and kernel_size // 2 >= image_size:
+        raise UserError(
+            f"kernel_size={kernel_size} reaches beyond the reflection of image_size={image_size}; "
+            f"use a kernel_size below {2 * image_size}"
+        )
+    # Products of up to hundreds of matrices: float64 here, rounded once at the end.
+    A = [np.eye(image_size)]
+    for sigma in per_step("std", std, num_steps):
+        A.append(_blur_matrix(image_size, _gaussian_kernel(kernel_size, sigma), padding) @ A[-1])
+    if mean_at_end:
+        A[-1] = np.full((image_size, image_size), 1 / image_size)
+    return Partial(_blur, jnp.asarray(np.stack(A), jnp.float32))
+
+
+def _blur(A: jax.Array, x0: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
+    """`A[t] x0 A[t]ᵀ` for `A` `[T + 1, H, H]` and `x0` `[H, H, C]`."""
+    del key
+    if x0.ndim != 3 or x0.shape[:2] != A.shape[1:]:
+        raise UserError(
+            f"this blur takes one image of shape {(*A.shape[1:], 'C')}; got {x0.shape}. "
+            "For a batch use jax.vmap; for another size make it with another image_size"
+        )
+    # HIGHEST: TF32 or bfloat16 would drown the small differences D(x̂, s) - D(x̂, s').
+    rows = jnp.einsum("hi,iwc->hwc", A[t], x0, precision=jax.lax.Precision.HIGHEST)
+    xt = jnp.einsum("wj,hjc->hwc", A[t], rows, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(t == 0, x0, xt)  # to the bit, whatever the device's arithmetic
+
+
+def _gaussian_kernel(size: int, sigma: float) -> np.ndarray:
+    """Samples of exp(-x²/2σ²) at the `size` integers around 0, scaled to sum 1; `[size]`."""
+    x = np.arange(size) - size // 2
+    kernel = np.exp(-0.5 * (x / sigma) ** 2)
+    return kernel / kernel.sum()
+
+
+def _blur_matrix(n: int, kernel: np.ndarray, padding: str) -> np.ndarray:
+    """The matrix `[n, n]` of one convolution of n pixels with `kernel`, borders padded."""
+    source = np.pad(np.arange(n), len(kernel) // 2, mode=_NUMPY_PADDING[padding])
+    matrix = np.zeros((n, n))
+    for tap, weight in enumerate(kernel):
+        matrix[np.arange(n), source[tap : tap + n]] += weight
+    return matrix

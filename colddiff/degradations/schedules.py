@@ -1,0 +1,41 @@
+"""Schedules of a per-step parameter, such as the blur's σ: lists of T floats, for t = 1..T.
+
+A constant needs none: wherever a list may stand, so may one number.
+What the parameter does to an image lives with its degradation.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from colddiff.errors import UserError
+
+
+def linear(num_steps: int, *, start: float, step: float) -> list[float]:
+    """`start + step (t - 1)` for t = 1..T."""
+    return [start + step * i for i in range(num_steps)]
+
+
+def exponential(num_steps: int, *, start: float, rate: float) -> list[float]:
+    """`start exp(rate (t - 1))` for t = 1..T."""
+    return [start * math.exp(rate * i) for i in range(num_steps)]
+
+
+SCHEDULES: dict[str, Callable[..., list[float]]] = {
+    "linear": linear,
+    "exponential": exponential,
+}
+
+
+def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[float]:
+    """One positive value for each of the T steps, from one number or a list of T.
+
+    Raises:
+      UserError: the list has another length, or a value is not a positive finite number.
+    """
+    values = [value] * num_steps if isinstance(value, int | float) else list(value)
+    if len(values) != num_steps:
+        raise UserError(f"{name} has {len(values)} values; give 1 or num_steps={num_steps}")
+    wrong = [v for v in values if not (math.isfinite(v) and v > 0)]
+    if wrong:
+        raise UserError(f"{name} must be positive and finite at every step; got {wrong[0]}")
+    return [float(v) for v in values]

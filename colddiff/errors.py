@@ -1,0 +1,15 @@
+"""The one exception for bad input: what was given, what was expected, what to do.
+
+`colddiff.main` shows its message alone; any other exception is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input that cannot be used: a name, a number, a shape, a path or a workdir."""
+
+
+def unknown_name(what: str, name: object, valid: Iterable[str]) -> UserError:
+    """The error for a `name` of some `what` ("sampler", ...) that is none of the `valid` ones."""
+    return UserError(f"unknown {what} {name!r}; valid: {', '.join(sorted(valid))}")

@@ -1,0 +1,192 @@
+"""How well a restorer inverts its degradation on the test split: scores, report, picture.
+
+Rows: Degraded (xT itself), then each sampler's x0 against the truth. Every image is degraded with
+a pattern of its own number, so no score depends on the batch size or the devices.
+"""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from colddiff import data, metrics
+from colddiff.build import Experiment, named, sampling_times
+from colddiff.images import from_uint8, grid, save_png, to_unit
+from colddiff.inference import run_sampler
+from colddiff.progress import Meter
+from colddiff.samplers import SAMPLERS, direct, image_keys, tacos
+from colddiff.state import create_mesh, host_rows, replicated, to_mesh
+
+_TITLES = {
+    "degraded": "Degraded (xT)",
+    "direct": "Direct",
+    "naive": "Naive (Algorithm 1)",
+    "tacos": "Sampled (tacos, Algorithm 2)",
+}
+
+
+class Row(NamedTuple):
+    """The scores of one way to restore; `steps` is its number of restorer calls."""
+
+    name: str
+    steps: int
+    rmse: float
+    psnr: float
+    ssim: float
+
+
+class Report(NamedTuple):
+    """The scores of a run, with all that they depend on."""
+
+    source: str
+    split: str
+    num_images: int
+    T: int
+    weights: str
+    step: int
+    rows: list[Row]
+
+
+def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
+    """The first `limit` images of the test split (0: all), uint8 `[N, H, W, C]`."""
+    settings = config.data
+    return data.load(
+        settings.source,
+        settings.test_split,
+        size=settings.image_size,
+        channels=settings.channels,
+        limit=limit,
+    )
+
+
+def evaluate(experiment: Experiment, params: Any, step: int) -> Report:
+    """Scores `config.eval.samplers` on the test split.
+
+    Args:
+      params: of the restorer; not used if there are no samplers.
+      step: the training step they are of.
+    """
+    config = experiment.config
+    for name in config.eval.samplers:
+        named(SAMPLERS, "sampler", name)
+    images = load_test_images(config, config.eval.num_images)
+    T_only = np.array([experiment.T])
+    rows = [_score(experiment, params, images, "degraded", T_only)]
+    for name in config.eval.samplers:
+        steps = 1 if name == "direct" else config.sampler.steps
+        rows.append(_score(experiment, params, images, name, sampling_times(experiment, steps)))
+    source, split = config.data.source, config.data.test_split
+    weights = "EMA" if config.eval.samplers else "none"
+    return Report(source, split, len(images), experiment.T, weights, step, rows)
+
+
+def _score(experiment: Experiment, params: Any, images: np.ndarray, name: str, times) -> Row:
+    """One row: the images degraded to T, restored along `times`, compared with themselves."""
+    mesh = create_mesh()
+    batch_size = experiment.config.eval.batch_size
+    host_rows("config.eval.batch_size", batch_size, mesh)
+    degrade = jax.device_put(experiment.degrade, replicated(mesh))
+    sampler = SAMPLERS.get(name, _keep_degraded)
+    mse, ssim = [], []
+    firsts = range(0, len(images), batch_size)
+    with Meter(_TITLES[name], total=len(firsts), images_per_step=batch_size) as meter:
+        for first in firsts:
+            batch = images[first : first + batch_size]
+            count = len(batch)
+            # The last batch is filled up, so that one program serves all.
+            batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
+            scores = _score_batch(
+                sampler,
+                experiment.restore,
+                degrade,
+                params,
+                to_mesh(batch, mesh, 0),
+                jax.random.key(experiment.config.seed),
+                first,
+                times,
+            )
+            for scored, values in zip((mse, ssim), jax.device_get(scores), strict=True):
+                scored.extend(values[:count].tolist())
+            meter.advance()
+        meter.note()
+    mean = math.fsum(mse) / len(mse)
+    row = Row(
+        name, len(times) - 1, metrics.rmse(mean), metrics.psnr(mean), math.fsum(ssim) / len(ssim)
+    )
+    return row
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score_batch(sampler, restore, degrade, params, images, key, first, times):
+    """Mean squared error and SSIM of each image, `[B]` both."""
+    x0 = from_uint8(images)
+    keys = image_keys(key, first, len(images))
+    xT = jax.vmap(degrade, (0, None, 0))(x0, times[0], keys)
+    x0_hat = sampler(restore, degrade, params, xT, keys, times)
+    truth, found = to_unit(x0), to_unit(x0_hat)
+    small = min(images.shape[1:3]) < metrics.SSIM_WINDOW
+    ssim = jnp.full(len(images), jnp.nan) if small else metrics.ssim(truth, found)
+    return metrics.mean_squared_error(truth, found), ssim
+
+
+def _keep_degraded(restore, degrade, params, xT, keys, times):
+    """The sampler of the Degraded row: xT itself."""
+    return xT
+
+
+def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarray:
+    """x0, xT, direct and iterates of tacos for uint8 `images`, side by side; uint8 `[., ., 3]`."""
+    times = sampling_times(experiment, experiment.config.sampler.steps)
+    marks = times[np.unique(np.round(np.linspace(0, len(times) - 1, 6)).astype(int))]
+    keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
+    x0 = from_uint8(jnp.asarray(images))
+    xT = jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
+    common = (experiment.restore, experiment.degrade, params, xT, keys, times)
+    restored = run_sampler(direct, *common)
+    _, iterates = run_sampler(tacos, *common, marks)
+    columns = [x0, xT, restored, *iterates[1:]]
+    titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"tacos t={t}" for t in marks[1:])]
+    return grid([np.asarray(c) for c in columns], titles)
+
+
+def markdown(report: Report) -> str:
+    """The report as a Markdown table under a line that says what it is of."""
+    head = (
+        f"{report.source}, split {report.split}, n = {report.num_images}, T = {report.T}, "
+        f"weights {report.weights} of step {report.step}"
+    )
+    lines = [head, "", "| | steps | RMSE | PSNR (dB) | SSIM |", "|---|---|---|---|---|"]
+    for row in report.rows:
+        scores = f"{row.rmse:.4f} | {row.psnr:.2f} | {row.ssim:.4f}"
+        lines.append(f"| {_TITLES[row.name]} | {row.steps} | {scores} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(report: Report) -> str:
+    """The report as JSON; a score that does not exist is null."""
+    rows = [
+        {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
+        for row in (r._asdict() for r in report.rows)
+    ]
+    return json.dumps(report._asdict() | {"rows": rows}, indent=2) + "\n"
+
+
+def evaluate_and_write(experiment: Experiment, params: Any, step: int, workdir: Path) -> Report:
+    """Evaluates, and writes `report.json`, `report.md` and `samples.png` below `workdir`."""
+    report = evaluate(experiment, params, step)
+    folder = workdir / "evaluation" / f"{step:07d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(as_json(report))
+    (folder / "report.md").write_text(markdown(report))
+    if experiment.config.eval.samplers:
+        images = load_test_images(experiment.config, experiment.config.eval.pictures)
+        save_png(folder / "samples.png", picture(experiment, params, images))
+    logging.info("report and pictures: %s", folder)
+    return report

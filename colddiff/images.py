@@ -1,0 +1,61 @@
+"""Images: uint8 <-> [-1, 1], and pictures of many of them. No metrics, no data sources."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
+
+
+def from_uint8(images: jax.Array) -> jax.Array:
+    """uint8 to float32 in [-1, 1], any shape."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
+    """[-1, 1], clipped, to the nearest of 256 levels; any shape."""
+    return np.round(np.clip((np.asarray(x, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
+
+
+def to_unit(x: jax.Array) -> jax.Array:
+    """[-1, 1] to [0, 1], not clipped: the scale of the metrics."""
+    return (x + 1) / 2
+
+
+def grid(columns: Sequence[np.ndarray], titles: Sequence[str], *, height: int = 64) -> np.ndarray:
+    """One row an image, one titled column a stage of it.
+
+    Args:
+      columns: arrays `[N, H, W, C]` in [-1, 1], C = 1 or 3, all of one shape.
+      titles: a short text above each column.
+      height: images are enlarged by a whole factor to at least this many pixels.
+
+    Returns:
+      One picture, uint8 `[height, width, 3]`.
+    """
+    stages = [to_uint8(column) for column in columns]
+    scale = max(1, -(-height // stages[0].shape[1]))
+    stages = [s.repeat(scale, axis=1).repeat(scale, axis=2) for s in stages]
+    number, high, wide, _ = stages[0].shape
+    font = ImageFont.load_default(max(10, min(16, wide // 6)))
+    header = int(font.size) + 2 * _GAP
+    size = (len(stages) * (wide + _GAP) + _GAP, header + number * (high + _GAP))
+    canvas = Image.new("RGB", size, (_BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for i, (stage, title) in enumerate(zip(stages, titles, strict=True)):
+        left = _GAP + i * (wide + _GAP)
+        draw.text((left + wide / 2, header / 2), title, (_INK,) * 3, font, anchor="mm")
+        for j, image in enumerate(stage):
+            rgb = np.broadcast_to(image, (high, wide, 3))
+            canvas.paste(Image.fromarray(rgb), (left, header + j * (high + _GAP)))
+    return np.asarray(canvas)
+
+
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Writes uint8 `[H, W, 3]` to `path`, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)

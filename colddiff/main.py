@@ -1,0 +1,83 @@
+"""Flags and dispatch.
+
+    python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
+
+trains, or goes on where that workdir stopped, then evaluates.
+"""
+
+import logging as python_logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from colddiff.errors import UserError
+
+_MODES = ("train_and_evaluate", "train", "evaluate")
+_EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives: checkpoints, logs, pictures.")
+_MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does what `--mode` says with `--config` in `--workdir`."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; options begin with --")
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser().absolute()
+
+    # Imported here so that a mistake in the flags is answered at once.
+    from colddiff.build import build
+    from colddiff.evaluate import evaluate_and_write, markdown
+    from colddiff.inference import load
+    from colddiff.train import train
+
+    if "train" in _MODE.value:
+        train(config, workdir)
+    if "evaluate" in _MODE.value:
+        if config.eval.samplers:
+            run = load(workdir, config=config)
+            report = evaluate_and_write(run.experiment, run.params, run.step, workdir)
+        else:  # the Degraded row needs no training
+            report = evaluate_and_write(build(config), None, 0, workdir)
+        sys.stdout.write(markdown(report))
+
+
+def run() -> None:
+    """The command line: bad input ends with its message alone, on stderr, and exit code 2."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        sys.stderr.write(f"colddiff: {error}\n")
+        sys.exit(_EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.stderr.write("colddiff: interrupted; the same command goes on where it stopped\n")
+        sys.exit(_EXIT_INTERRUPTED)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's flags; whatever it or the config file's reader cannot take is the user's error."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is needed; see python -m colddiff.main --help")
+    return rest
+
+
+def _is_ours_or_serious(record: python_logging.LogRecord) -> bool:
+    """Drops what libraries report in passing: orbax alone writes dozens of lines a checkpoint."""
+    ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
+    return ours or record.levelno >= python_logging.WARNING
+
+
+if __name__ == "__main__":
+    run()

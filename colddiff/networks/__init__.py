@@ -1,0 +1,19 @@
+"""Restorers `R(xt, t) -> x0_hat` as Flax Linen modules.
+
+`xt` is `[B, H, H, C]`, `t` int32 `[B]` in 0..T.
+
+`NETWORKS` names them for the configs. Parameters are float32; `dtype` is what they compute in.
+The output is float32 and not bounded to [-1, 1]. No loss, no sampler, no checkpoint lives here.
+"""
+
+import flax.linen as nn
+
+from colddiff.networks.convnext_unet import ConvNeXtUNet
+from colddiff.networks.resnet_unet import ResNetUNet
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "convnext_unet": ConvNeXtUNet,
+    "resnet_unet": ResNetUNet,
+}
+
+__all__ = ["NETWORKS", "ConvNeXtUNet", "ResNetUNet"]

@@ -1,0 +1,142 @@
+"""ConvNeXt U-Net: the paper's restorer for MNIST, CelebA and AFHQ (appendix A.1).
+
+56.6 M parameters at width 64, multipliers 1-2-4-8 and 3 channels.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from colddiff.networks.layers import check_input, kernel_init, sinusoidal_embedding
+
+_HEADS, _HEAD_WIDTH = 4, 32
+
+
+class ConvNeXtUNet(nn.Module):
+    """U-Net of ConvNeXt blocks with linear attention at every level.
+
+    Attributes:
+      channels: of the image, in and out.
+      width: features at the first level.
+      multipliers: features of each level, in widths; each level is half the size of the last.
+      time_embedding: whether the network sees t at all.
+      residual: whether it predicts x0 - xt instead of x0.
+      dtype: of the computation; parameters are float32.
+    """
+
+    channels: int
+    width: int = 64
+    multipliers: Sequence[int] = (1, 2, 4, 8)
+    time_embedding: bool = True
+    residual: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
+        """`x0_hat` `[B, H, H, C]`, float32; `train` changes nothing (there is no dropout)."""
+        del train
+        check_input(xt.shape, len(self.multipliers))
+        features = [self.width * m for m in self.multipliers]
+        time = self._embed(t) if self.time_embedding else None
+
+        def level(x, features, *, first_norm=True):
+            x = _Block(features, norm=first_norm, dtype=self.dtype)(x, time)
+            x = _Block(features, dtype=self.dtype)(x, time)
+            return _LinearAttention(dtype=self.dtype)(x)
+
+        x = xt.astype(self.dtype)
+        skips = []
+        for i, f in enumerate(features):
+            x = level(x, f, first_norm=i > 0)
+            skips.append(x)
+            if i < len(features) - 1:
+                x = _conv(f, 4, self.dtype, strides=2)(x)
+
+        x = _Block(features[-1], dtype=self.dtype)(x, time)
+        x = _LinearAttention(dtype=self.dtype)(x)
+        x = _Block(features[-1], dtype=self.dtype)(x, time)
+
+        # The first level's skip stays unused, as in the paper's code.
+        for f, skip in zip(features[-2::-1], skips[:0:-1], strict=True):
+            x = level(jnp.concatenate([x, skip], axis=-1), f)
+            x = nn.ConvTranspose(
+                f, (4, 4), (2, 2), "SAME", kernel_init=kernel_init, dtype=self.dtype
+            )(x)
+
+        x = _Block(self.width, dtype=self.dtype)(x, None)
+        x0_hat = _conv(self.channels, 1, self.dtype)(x).astype(jnp.float32)
+        return xt + x0_hat if self.residual else x0_hat
+
+    def _embed(self, t: jax.Array) -> jax.Array:
+        """Time features `[B, width]`."""
+        dense = lambda f: nn.Dense(f, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        time = dense(4 * self.width)(sinusoidal_embedding(t, self.width))
+        return dense(self.width)(nn.gelu(time, approximate=False))
+
+
+class _Block(nn.Module):
+    """7×7 depthwise convolution, + time, LayerNorm, 3×3, GELU, 3×3, + shortcut."""
+
+    features: int
+    norm: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
+        width = x.shape[-1]
+        h = _conv(width, 7, self.dtype, groups=width)(x)
+        if time is not None:
+            time = nn.gelu(time, approximate=False)
+            time = nn.Dense(width, kernel_init=kernel_init, dtype=self.dtype)(time)
+            h = h + time[:, None, None, :]
+        if self.norm:
+            h = _layer_norm(self.dtype)(h)
+        h = _conv(2 * self.features, 3, self.dtype)(h)
+        h = _conv(self.features, 3, self.dtype)(nn.gelu(h, approximate=False))
+        return h + (x if width == self.features else _conv(self.features, 1, self.dtype)(x))
+
+
+class _LinearAttention(nn.Module):
+    """x + attention(LayerNorm(x)), softmax over the pixels of k: linear in their number."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        B, H, W, features = x.shape
+        inner = _HEADS * _HEAD_WIDTH
+        qkv = _conv(3 * inner, 1, self.dtype, bias=False)(_layer_norm(self.dtype)(x))
+        q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, 3, _HEADS, _HEAD_WIDTH), 2, 0)
+        k = jax.nn.softmax(k.astype(jnp.float32), axis=1).astype(self.dtype)
+        context = jnp.einsum("bnhd,bnhe->bhde", k, v)
+        out = jnp.einsum("bhde,bnhd->bnhe", context, q * _HEAD_WIDTH**-0.5)
+        return x + _conv(features, 1, self.dtype)(out.reshape(B, H, W, inner))
+
+
+def _layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
+    """Over the channels of each pixel."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype)
+
+
+def _conv(
+    features: int,
+    size: int,
+    dtype: jnp.dtype,
+    *,
+    strides: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+) -> nn.Conv:
+    """A `size`×`size` convolution, padded so that only `strides` change the image's size."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides,
+        padding=(size - 1) // 2,
+        feature_group_count=groups,
+        use_bias=bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+    )

@@ -1,0 +1,128 @@
+"""ResNet U-Net of DDPM (Ho et al. 2020, appendix B): the paper's restorer for CIFAR-10.
+
+35.7 M parameters at width 128, multipliers 1-2-2-2 and 3 channels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from colddiff.networks.layers import check_input, kernel_init, sinusoidal_embedding
+
+
+class ResNetUNet(nn.Module):
+    """U-Net of residual blocks, with attention at chosen resolutions.
+
+    Attributes:
+      channels: of the image, in and out.
+      width: features at the first level.
+      multipliers: features of each level, in widths; each level is half the size of the last.
+      num_blocks: residual blocks a level on the way down; one more on the way up.
+      attention_sizes: image sizes with attention behind each block (the middle always has it).
+      dropout: rate inside the blocks, in training only.
+      dtype: of the computation; parameters are float32.
+    """
+
+    channels: int
+    width: int = 128
+    multipliers: Sequence[int] = (1, 2, 2, 2)
+    num_blocks: int = 2
+    attention_sizes: Sequence[int] = (16,)
+    dropout: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
+        """`x0_hat` `[B, H, H, C]`, float32. `train` needs a 'dropout' PRNG key."""
+        check_input(xt.shape, len(self.multipliers))
+        features = [self.width * m for m in self.multipliers]
+        time = self._embed(t)
+
+        def block(x, features):
+            x = _Block(features, self.dropout, self.dtype)(x, time, train)
+            return _Attention(self.dtype)(x) if x.shape[1] in self.attention_sizes else x
+
+        x = _conv(self.width, self.dtype)(xt.astype(self.dtype))
+        skips = [x]
+        for i, f in enumerate(features):
+            for _ in range(self.num_blocks):
+                x = block(x, f)
+                skips.append(x)
+            if i < len(features) - 1:
+                # Padded at the bottom and right alone, as in TensorFlow's 'SAME'.
+                x = _conv(f, self.dtype, strides=2, padding=((0, 1), (0, 1)))(x)
+                skips.append(x)
+
+        x = _Block(features[-1], self.dropout, self.dtype)(x, time, train)
+        x = _Attention(self.dtype)(x)
+        x = _Block(features[-1], self.dropout, self.dtype)(x, time, train)
+
+        for i, f in reversed(list(enumerate(features))):
+            for _ in range(self.num_blocks + 1):
+                x = block(jnp.concatenate([x, skips.pop()], axis=-1), f)
+            if i > 0:
+                x = _conv(f, self.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))
+
+        x = nn.swish(_group_norm(x.shape[-1], self.dtype)(x))
+        return _conv(self.channels, self.dtype)(x).astype(jnp.float32)
+
+    def _embed(self, t: jax.Array) -> jax.Array:
+        """Time features `[B, 4 width]`."""
+        dense = lambda f: nn.Dense(f, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        time = dense(4 * self.width)(sinusoidal_embedding(t, self.width))
+        return dense(4 * self.width)(nn.swish(time))
+
+
+class _Block(nn.Module):
+    """GroupNorm, swish, 3×3, + time, GroupNorm, swish, dropout, 3×3, + shortcut."""
+
+    features: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
+        dense = lambda f: nn.Dense(f, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        h = nn.swish(_group_norm(x.shape[-1], self.dtype)(x))
+        h = _conv(self.features, self.dtype)(h)
+        h = h + dense(self.features)(nn.swish(time))[:, None, None, :]
+        h = nn.swish(_group_norm(self.features, self.dtype)(h))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = _conv(self.features, self.dtype)(h)
+        return h + (x if x.shape[-1] == self.features else dense(self.features)(x))
+
+
+class _Attention(nn.Module):
+    """x + softmax attention between all pixels of GroupNorm(x), one head."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        B, H, W, features = x.shape
+        dense = lambda: nn.Dense(features, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        h = _group_norm(features, self.dtype)(x).reshape(B, H * W, features)
+        q, k, v = dense()(h), dense()(h), dense()(h)
+        scores = jnp.einsum("bic,bjc->bij", q, k).astype(jnp.float32) * features**-0.5
+        h = jnp.einsum("bij,bjc->bic", jax.nn.softmax(scores).astype(self.dtype), v)
+        return x + dense()(h).reshape(x.shape)
+
+
+def _group_norm(features: int, dtype: jnp.dtype) -> nn.GroupNorm:
+    """32 groups, or the most of at most 32 that a width not divisible by 32 allows."""
+    groups = math.gcd(32, features)
+    return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, dtype=dtype)
+
+
+def _conv(
+    features: int,
+    dtype: jnp.dtype,
+    *,
+    strides: int = 1,
+    padding: int | tuple[tuple[int, int], ...] = 1,
+) -> nn.Conv:
+    """A 3×3 convolution."""
+    return nn.Conv(features, (3, 3), strides, padding, kernel_init=kernel_init, dtype=dtype)

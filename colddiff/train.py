@@ -1,0 +1,210 @@
+"""The train step (paper, equation 1 of section 3.1) and the loop around it.
+
+Loss: E ‖R(D(x0, t), t) - x0‖₁ for t uniform on 1..T. Everything random in step k is folded from
+(seed, k) and, for an image, from its place in the step: a resumed run replays it exactly, on any
+number of devices.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from colddiff import checkpoint, data, evaluate
+from colddiff.build import Experiment, build
+from colddiff.degradations import Degrade
+from colddiff.errors import UserError
+from colddiff.images import from_uint8, save_png
+from colddiff.progress import Meter
+from colddiff.samplers import image_keys
+from colddiff.state import (
+    TrainState,
+    create_mesh,
+    host_rows,
+    init_state,
+    replicated,
+    split_axis,
+    to_mesh,
+    update_ema,
+)
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics]]
+
+
+def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStep:
+    """`train_step(state, images, degrade) -> (state, metrics)`, jitted; `state` is donated.
+
+    `images` is uint8 `[accumulation, batch_size, S, S, C]`, `degrade` that of the experiment.
+    The metrics are scalars: `loss`, the l1 on [-1, 1], and `grad_norm`.
+    """
+    config = experiment.config
+
+    def loss_fn(params, x0, xt, t, key):
+        rngs = {"dropout": key}
+        x0_hat = experiment.model.apply({"params": params}, xt, t, train=True, rngs=rngs)
+        return jnp.mean(jnp.abs(x0_hat - x0))
+
+    def train_step(state, images, degrade):
+        accumulation, batch_size = images.shape[:2]
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        pattern_key, dropout_key = jax.random.split(step_key)
+
+        def add_gradient(total, batch):
+            number, batch_images = batch
+            keys = image_keys(pattern_key, number * batch_size, batch_size)
+            x0, xt, t = jax.vmap(make_example(experiment, degrade))(batch_images, keys)
+            key = jax.random.fold_in(dropout_key, number)
+            found = jax.value_and_grad(loss_fn)(state.params, x0, xt, t, key)
+            return jax.tree.map(jnp.add, total, found), None
+
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        # XLA's CPU backend runs convolution gradients many times slower inside a loop.
+        batches = (jnp.arange(accumulation), images)
+        unroll = jax.default_backend() == "cpu"
+        total, _ = jax.lax.scan(add_gradient, zero, batches, unroll=unroll)
+        loss, grads = jax.tree.map(lambda x: x / accumulation, total)
+
+        updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        ema_params = update_ema(state.ema_params, params, step, config.train)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(step, params, ema_params, opt_state), metrics
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(everywhere, split_axis(mesh, 1), everywhere),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+
+
+def make_example(
+    experiment: Experiment, degrade: Degrade
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """`example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
+
+    x0 is a random crop of the image, mirrored at random if the config says so; t ~ U{1..T}.
+    """
+    size, channels = experiment.config.data.image_size, experiment.config.data.channels
+
+    def example(image, key):
+        crop_key, flip_key, t_key, pattern_key = jax.random.split(key, 4)
+        x0 = from_uint8(image)
+        corner = jax.random.randint(crop_key, (2,), 0, jnp.array(x0.shape[:2]) - size + 1)
+        x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (size, size, channels))
+        if experiment.config.data.flip:
+            x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)
+        t = jax.random.randint(t_key, (), 1, experiment.T + 1)
+        return x0, degrade(x0, t, pattern_key), t
+
+    return example
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains to `config.train.num_steps`, from the last checkpoint of `workdir` if it has one.
+
+    Raises:
+      UserError: the config cannot work, `workdir` holds another run, the data cannot be read, or
+        the loss is no longer finite.
+    """
+    experiment = build(config)
+    mesh = create_mesh()
+    rows = host_rows("config.train.batch_size", config.train.batch_size, mesh)
+    with checkpoint.open_manager(workdir, keep=config.train.checkpoints_kept) as manager:
+        start = manager.latest_step() or 0
+        if start:
+            saved = checkpoint.restore_config(manager, start)
+            checkpoint.check_same_run(saved, config, workdir)
+        if start >= config.train.num_steps:
+            logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
+            return
+        images = _load_train_images(config)
+        state = init_state(experiment, mesh)
+        logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
+        if start:
+            state = checkpoint.restore_state(manager, state, start)
+            logging.info("going on from step %d of %s", start, workdir)
+        batches = data.batches(
+            images,
+            config.train.batch_size,
+            accumulation=config.train.accumulation,
+            seed=config.seed,
+            start=start,
+            stop=config.train.num_steps,
+            rows=rows,
+            threads=config.data.threads,
+        )
+        _loop(experiment, mesh, state, batches, manager, workdir)
+
+
+def _loop(experiment, mesh, state, batches, manager, workdir) -> None:
+    """Step, log, picture, save, until the batches end."""
+    settings = experiment.config.train
+    start = int(state.step)
+    train_step = make_train_step(experiment, mesh)
+    degrade = jax.device_put(experiment.degrade, replicated(mesh))
+    pictured = _pictured_images(experiment.config)
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+    images_per_step = settings.batch_size * settings.accumulation
+    meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
+    metrics = []
+    with writer, meter:
+        for step, images in enumerate(batches, start + 1):
+            last = step == settings.num_steps
+            state, step_metrics = train_step(state, to_mesh(images, mesh, 1), degrade)
+            metrics.append(step_metrics)
+            # One step in flight while the next is prepared; no more, so that times are true.
+            jax.block_until_ready(metrics[-2:-1])
+            meter.advance()
+            if step % settings.log_every == 0 or last:
+                _log(writer, meter, step, metrics)
+                metrics = []
+            if settings.sample_every and (step % settings.sample_every == 0 or last):
+                picture = evaluate.picture(experiment, state.ema_params, pictured)
+                save_png(workdir / "samples" / f"{step:07d}.png", picture)
+                writer.add_image("samples", picture, step, dataformats="HWC")
+            if step % settings.checkpoint_every == 0 or last:
+                checkpoint.save(manager, state, experiment.config)
+
+
+def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics]) -> None:
+    """Means since the last log, to TensorBoard and the progress line."""
+    values = jax.device_get(metrics)
+    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    if not math.isfinite(means["loss"]):
+        raise UserError(
+            f"the loss is {means['loss']} at step {step}; the last checkpoint is kept. "
+            "Try a lower config.train.learning_rate"
+        )
+    for name, value in means.items():
+        writer.add_scalar(f"train/{name}", value, step)
+    meter.note("  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+
+def _load_train_images(config: ConfigDict) -> data.Images:
+    settings = config.data
+    images = data.load(
+        settings.source,
+        settings.train_split,
+        size=settings.image_size + settings.crop_margin,
+        channels=settings.channels,
+        cache=settings.cache,
+    )
+    logging.info("training images: %d of %s", len(images), settings.source)
+    return images
+
+
+def _pictured_images(config: ConfigDict) -> np.ndarray:
+    """The first test images, of which the training shows pictures."""
+    return evaluate.load_test_images(config, config.eval.pictures)

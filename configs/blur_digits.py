@@ -1,0 +1,36 @@
+"""Deblurring of scikit-learn's handwritten digits: the demo, minutes on a laptop's CPU.
+
+    python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
+
+No row of the paper: a small network, a high learning rate and few steps, to see it work.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.model = ConfigDict(
+        dict(
+            name="resnet_unet",
+            width=32,
+            multipliers=(1, 2, 2),
+            num_blocks=1,
+            attention_sizes=(8,),
+            dropout=0.0,
+            dtype="float32",
+        )
+    )
+    config.train.num_steps = 400
+    config.train.accumulation = 1
+    config.train.learning_rate = 1e-3
+    config.train.lr_schedule = "cosine"
+    config.train.ema_decay = 0.95
+    config.train.ema_every = 1
+    config.train.ema_start = 20
+    config.train.log_every = 20
+    config.train.sample_every = 100
+    config.train.checkpoint_every = 50
+    return config

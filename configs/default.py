@@ -1,0 +1,70 @@
+"""Every setting there is, at the paper's values where the paper has one (section 4, appendix A).
+
+The other configs state what differs. Any field can be set from the command line:
+`--config.train.batch_size=64`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the initial parameters, the order of the data and every training step
+
+    config.data = data = ConfigDict()
+    data.source = "digits"  # digits | tfds:NAME | folder:PATH
+    data.train_split = "train"
+    data.test_split = "test"
+    data.image_size = 32  # pixels a side
+    data.channels = 1
+    data.crop_margin = 0  # training images are this much larger, then cropped at random
+    data.flip = False  # training images are mirrored at random
+    data.cache = True  # decode the training images once, into memory
+    data.threads = 4  # that prepare batches
+
+    config.degradation = ConfigDict(
+        dict(
+            name="gaussian_blur",
+            num_steps=20,  # T
+            kernel_size=11,
+            std=1.0,  # a number, T numbers, or dict(schedule='linear' | 'exponential', ...)
+            padding="reflect",  # reflect | circular
+            mean_at_end=False,
+        )
+    )
+
+    config.model = ConfigDict(
+        dict(
+            name="convnext_unet",
+            width=64,
+            multipliers=(1, 2, 4, 8),
+            time_embedding=True,
+            residual=False,
+            dtype="float32",  # of the computation: float32 | bfloat16
+        )
+    )
+
+    config.train = train = ConfigDict()
+    train.num_steps = 700_000
+    train.batch_size = 32  # over all devices
+    train.accumulation = 2  # batches whose mean gradient makes one step
+    train.optimizer = "adam"
+    train.learning_rate = 2e-5
+    train.lr_schedule = "constant"  # constant | cosine (to 0 at num_steps)
+    train.ema_decay = 0.995
+    train.ema_every = 10  # steps
+    train.ema_start = 2000  # before this step the average is a plain copy
+    train.log_every = 100  # steps
+    train.sample_every = 5000  # steps between pictures; 0 for none
+    train.checkpoint_every = 5000  # steps
+    train.checkpoints_kept = 3
+
+    config.sampler = ConfigDict(dict(name="tacos", steps=0))  # steps: 0 for every t of T..1
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch_size = 64
+    evaluation.num_images = 0  # the first so many of the test split; 0 for all
+    evaluation.samplers = ("direct", "naive", "tacos")
+    evaluation.pictures = 8  # test images in the pictures
+
+    return config
