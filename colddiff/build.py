@@ -20,6 +20,25 @@ from colddiff.networks import NETWORKS
 from colddiff.samplers import SAMPLERS, Restore, times_between
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_LEAST = {
+    "data.image_size": 1,
+    "data.crop_margin": 0,
+    "data.threads": 1,
+    "degradation.num_steps": 1,
+    "train.num_steps": 1,
+    "train.batch_size": 1,
+    "train.accumulation": 1,
+    "train.ema_every": 1,
+    "train.ema_start": 0,
+    "train.log_every": 1,
+    "train.sample_every": 0,
+    "train.checkpoint_every": 1,
+    "train.checkpoints_kept": 1,
+    "sampler.steps": 0,
+    "eval.batch_size": 1,
+    "eval.num_images": 0,
+    "eval.pictures": 1,
+}
 
 
 class Experiment(NamedTuple):
@@ -137,20 +156,8 @@ def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
 
 def _check_numbers(config: ConfigDict) -> None:
     """Refuses counts below their least, with the field's name."""
-    least = {
-        "data": {"image_size": 1, "crop_margin": 0, "threads": 1},
-        "degradation": {"num_steps": 1},
-        "train": dict.fromkeys(
-            ("num_steps", "batch_size", "accumulation", "ema_every", "log_every")
-            + ("checkpoint_every", "checkpoints_kept"),
-            1,
-        )
-        | {"ema_start": 0, "sample_every": 0},
-        "sampler": {"steps": 0},
-        "eval": {"batch_size": 1, "num_images": 0, "pictures": 1},
-    }
-    for section, fields in least.items():
-        for field, bound in fields.items():
-            value = config[section][field]
-            if value < bound:
-                raise UserError(f"config.{section}.{field}={value} must be {bound} or more")
+    for path, least in _LEAST.items():
+        section, field = path.split(".")
+        value = config[section][field]
+        if value < least:
+            raise UserError(f"config.{path}={value} must be {least} or more")

@@ -86,9 +86,7 @@ def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=
     return sampler(restore, degrade, params, xT, keys, times, iterates_at)
 
 
-def load(
-    workdir: str | Path, *, step: int | None = None, config: ConfigDict | None = None
-) -> Run:
+def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | None = None) -> Run:
     """The run in `workdir`.
 
     Args:

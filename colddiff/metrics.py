@@ -47,9 +47,7 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
 
     def window_mean(z):
         # HIGHEST: variances are differences of nearly equal numbers.
-        return jnp.einsum(
-            "hi,wj,bijc->bhwc", rows, columns, z, precision=jax.lax.Precision.HIGHEST
-        )
+        return jnp.einsum("hi,wj,bijc->bhwc", rows, columns, z, precision=jax.lax.Precision.HIGHEST)
 
     mean_x, mean_y = window_mean(x), window_mean(y)
     var_x = window_mean(x * x) - mean_x**2

@@ -10,7 +10,7 @@ Each is a plain function of `restore`, `degrade` and the state of the walk, on `
   keys: `[B]` PRNG keys, one pattern of D for each image (`image_keys`).
   times: decreasing integers from the severity of xT down to 0 (`times_between`). Leaving some
     out is how to take fewer steps.
-  iterates_at: some of `times`; if given, the result is `(x0, iterates)`, `iterates`
+  iterates_at: some of `times` (for `direct` of the first and last); if given, the result is `(x0, iterates)`, `iterates`
     `[len(iterates_at), B, H, W, C]` the walk's images at those times.
 
 Where xT comes from lives elsewhere, and so do networks and metrics.
@@ -41,7 +41,7 @@ def direct(
     iterates_at: Times | None = None,
 ) -> Result:
     """`R(xT, T)`: one step, whatever lies between the first and the last of `times`."""
-    ends = jnp.asarray(times)[jnp.array([0, -1])]
+    ends = jnp.stack([jnp.asarray(times[0]), jnp.asarray(times[-1])])
     return naive(restore, degrade, params, xT, keys, ends, iterates_at)
 
 
@@ -106,23 +106,18 @@ def times_between(T: int, steps: int) -> np.ndarray:
     return np.round(np.linspace(T, 0, steps + 1)).astype(np.int32)
 
 
-def check_times(times: Times, T: int) -> np.ndarray:
-    """`times` as int32, if they decrease from at most T to 0.
+def check_times(times: Times, iterates_at: Times | None = None) -> None:
+    """Refuses times that do not decrease to 0, or iterates wanted at other times.
 
     Raises:
-      UserError: they do not.
+      UserError: says what is wrong.
     """
-    checked = np.asarray(times)
-    if (
-        checked.ndim != 1
-        or len(checked) < 2
-        or not np.issubdtype(checked.dtype, np.integer)
-        or checked[-1] != 0
-        or checked[0] > T
-        or np.any(np.diff(checked) >= 0)
-    ):
-        raise UserError(f"times must be integers decreasing from at most T={T} to 0; got {times}")
-    return checked.astype(np.int32)
+    steps = np.asarray(times)
+    integers = steps.ndim == 1 and np.issubdtype(steps.dtype, np.integer)
+    if not integers or len(steps) < 2 or steps[-1] != 0 or np.any(np.diff(steps) >= 0):
+        raise UserError(f"times must be two or more integers decreasing to 0; got {times}")
+    if iterates_at is not None and not np.isin(iterates_at, steps).all():
+        raise UserError(f"iterates_at={iterates_at} must be some of the times {times}")
 
 
 def _walk(
@@ -132,11 +127,13 @@ def _walk(
     iterates_at: Times | None,
 ) -> Result:
     """`x ← step(x, s, s')` over consecutive `times`, noting x at the times `iterates_at`."""
+    if not any(isinstance(a, jax.core.Tracer) for a in (times, iterates_at)):
+        check_times(times, iterates_at)
     times = jnp.asarray(times, jnp.int32)
     noted_at = jnp.asarray(() if iterates_at is None else iterates_at, jnp.int32)
 
     def note(x, s, iterates):
-        return jnp.where((noted_at == s)[:, None, None, None, None], x, iterates)
+        return jax.vmap(lambda at, old: jnp.where(at == s, x, old))(noted_at, iterates)
 
     def body(i, carry):
         x, iterates = carry

@@ -186,7 +186,7 @@ def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics])
         )
     for name, value in means.items():
         writer.add_scalar(f"train/{name}", value, step)
-    meter.note("  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+    meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))
 
 
 def _load_train_images(config: ConfigDict) -> data.Images:

@@ -12,6 +12,16 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
+    config.degradation = ConfigDict(
+        dict(
+            name="gaussian_blur",
+            num_steps=20,
+            kernel_size=11,
+            std=1.0,
+            padding="reflect",
+            mean_at_end=False,
+        )
+    )
     config.model = ConfigDict(
         dict(
             name="resnet_unet",

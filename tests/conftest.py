@@ -1,0 +1,94 @@
+"""What all tests share: four virtual devices, the compilation cache, no silent broadcasting."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import blur_digits
+
+ROOT = Path(__file__).parent.parent
+_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def tiny_config() -> ConfigDict:
+    """blur_digits with a network and images so small that a step takes milliseconds."""
+    config = blur_digits.get_config()
+    config.data.image_size = 16
+    config.degradation.num_steps = 6
+    config.degradation.kernel_size = 5
+    config.model.width = 8
+    config.model.multipliers = (1, 2)
+    config.train.num_steps = 8
+    config.train.batch_size = 8
+    config.train.log_every = 2
+    config.train.sample_every = 0
+    config.train.checkpoint_every = 3
+    config.eval.batch_size = 8
+    config.eval.num_images = 20
+    config.eval.pictures = 3
+    return config
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    return tiny_config()
+
+
+@pytest.fixture
+def real_data(monkeypatch) -> None:
+    """MNIST and CIFAR-10 as TFDS prepared them; skips where they are not."""
+    folder = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "tfds"))
+    if not (folder / "mnist").is_dir() or not (folder / "cifar10").is_dir():
+        pytest.skip(f"no MNIST and CIFAR-10 in {folder}: set TFDS_DATA_DIR to where TFDS has them")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+
+
+TINY_FLAGS = (
+    "--config=configs/blur_digits.py",
+    "--config.data.image_size=16",
+    "--config.degradation.num_steps=6",
+    "--config.degradation.kernel_size=5",
+    "--config.model.width=8",
+    "--config.model.multipliers=(1, 2)",
+    "--config.train.batch_size=8",
+    "--config.train.sample_every=0",
+    "--config.eval.num_images=20",
+    "--config.eval.pictures=2",
+)
+
+
+def command(*args: object) -> list[str]:
+    """The command line of `python -m colddiff.main` with these arguments."""
+    return [sys.executable, "-m", "colddiff.main", *map(str, args)]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """For a process of our own, on so many virtual devices."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": _CACHE,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+    }
+
+
+def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs `python -m colddiff.main` to its end."""
+    return subprocess.run(
+        command(*args),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -1,0 +1,128 @@
+"""Samplers with restorers whose right answer is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from colddiff.degradations import gaussian_blur
+from colddiff.errors import UserError
+from colddiff.samplers import SAMPLERS, check_times, direct, image_keys, naive, tacos, times_between
+
+T, SHAPE = 10, (3, 16, 16, 2)
+
+
+@pytest.fixture
+def x0():
+    return jax.random.uniform(jax.random.key(0), SHAPE, minval=-1, maxval=1)
+
+
+@pytest.fixture
+def keys():
+    return image_keys(jax.random.key(5), 0, SHAPE[0])
+
+
+def oracle(params, xt, t):
+    """R(xt, t) = x0: params *is* the answer."""
+    return params
+
+
+def wrong(params, xt, t):
+    """Far from x0, and another answer at every step."""
+    return 0.3 * xt + jnp.sin(3 * params) + t[:, None, None, None] / T
+
+
+def add_e(x0, t, key):
+    """D(x, s) = x + s e, e drawn from the key (section 3.3)."""
+    return x0 + t * 0.1 * jax.random.normal(key, x0.shape)
+
+
+BLUR = gaussian_blur(image_size=16, num_steps=T, kernel_size=5, std=1.0, padding="reflect")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("degrade", [BLUR, add_e], ids=["blur", "add_e"])
+@pytest.mark.parametrize("times", [range(T, -1, -1), [10, 7, 2, 0], [10, 0]], ids=str)
+def test_a_perfect_restorer_gives_x0(name, degrade, times, x0, keys):
+    xT = jax.vmap(degrade, (0, None, 0))(x0, T, keys)
+    found = SAMPLERS[name](oracle, degrade, x0, xT, keys, np.array(times))
+    np.testing.assert_allclose(found, x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("times", [np.arange(T, -1, -1), np.array([10, 6, 5, 1, 0])], ids=str)
+def test_tacos_forgives_a_wrong_restorer_and_naive_does_not(times, x0, keys):
+    at = lambda s: jax.vmap(add_e, (0, None, 0))(x0, s, keys)  # noqa: E731
+    found, iterates = tacos(wrong, add_e, x0, at(T), keys, times, times)
+    np.testing.assert_allclose(iterates, jnp.stack([at(s) for s in times]), atol=1e-5)
+    np.testing.assert_allclose(found, x0, atol=1e-5)
+    assert np.abs(naive(wrong, add_e, x0, at(T), keys, times) - x0).mean() > 0.3
+
+
+def test_each_sampler_is_its_algorithm(x0, keys):
+    """Against the paper's loops, written out in Python."""
+    times = [10, 6, 3, 0]
+    D = jax.vmap(BLUR, (0, None, 0))
+    R = lambda x, s: wrong(x0, x, jnp.full(SHAPE[0], s))  # noqa: E731
+    xT = D(x0, T, keys)
+    algorithm_1 = algorithm_2 = xT
+    for s, s_next in zip(times, times[1:], strict=False):
+        algorithm_1 = D(R(algorithm_1, s), s_next, keys)
+        x_hat = R(algorithm_2, s)
+        algorithm_2 = algorithm_2 - D(x_hat, s, keys) + D(x_hat, s_next, keys)
+    arguments = (wrong, BLUR, x0, xT, keys, jnp.array(times))
+    np.testing.assert_allclose(naive(*arguments), algorithm_1, atol=1e-5)
+    np.testing.assert_allclose(tacos(*arguments), algorithm_2, atol=1e-5)
+    np.testing.assert_allclose(direct(*arguments), R(xT, T), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_iterates_begin_at_xT_and_end_at_the_result(name, x0, keys):
+    arguments = (wrong, BLUR, x0, x0, keys, np.array([10, 4, 0]))
+    result, iterates = SAMPLERS[name](*arguments, [10, 0])
+    assert iterates.shape == (2, *SHAPE)
+    assert np.array_equal(iterates[0], x0)
+    assert np.array_equal(iterates[1], result)
+    assert np.array_equal(result, SAMPLERS[name](*arguments))
+
+
+def test_an_image_does_not_depend_on_its_batch(x0):
+    run = lambda x, keys: tacos(wrong, add_e, x, x, keys, np.arange(T, -1, -1))  # noqa: E731
+    together = run(x0, image_keys(jax.random.key(1), 7, 3))
+    alone = run(x0[2:], image_keys(jax.random.key(1), 9, 1))
+    np.testing.assert_allclose(together[2:], alone, atol=1e-6)
+
+
+def test_the_loop_compiles_once_for_all_times_of_one_length(x0, keys):
+    traces = []
+
+    @jax.jit
+    def run(xT, times):
+        traces.append(times)
+        return tacos(wrong, BLUR, x0, xT, keys, times)
+
+    for times in ([10, 5, 0], [9, 1, 0], [3, 2, 0]):
+        run(x0, jnp.array(times))
+    assert len(traces) == 1
+
+
+def test_times_between():
+    assert times_between(10, 10).tolist() == list(range(10, -1, -1))
+    assert times_between(10, 1).tolist() == [10, 0]
+    for steps in range(1, 201):
+        times = times_between(200, steps)
+        check_times(times)
+        assert len(times) == steps + 1 and times[0] == 200
+    for steps in (0, 11):
+        with pytest.raises(UserError, match=f"steps={steps} must lie in 1..T=10"):
+            times_between(10, steps)
+
+
+@pytest.mark.parametrize("times", [[5, 5, 0], [0, 5], [5, 1], [5], [5.0, 0.0], [[5, 0]]])
+def test_wrong_times_are_refused(times, x0, keys):
+    with pytest.raises(UserError, match="two or more integers decreasing to 0; got"):
+        tacos(oracle, BLUR, x0, x0, keys, np.array(times))
+
+
+def test_iterates_at_other_times_are_refused(x0, keys):
+    with pytest.raises(UserError, match=r"iterates_at=\[4\] must be some of the times"):
+        tacos(oracle, BLUR, x0, x0, keys, [10, 5, 0], [4])
