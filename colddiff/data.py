@@ -13,6 +13,7 @@ The order is a function of the seed and the step alone, so the step is the data 
 
 import binascii
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,7 +146,7 @@ def _decode_all(lazy: _LazyImages, source: str) -> np.ndarray:
     if not readable:
         raise UserError(f"none of the {len(images)} images of {source} can be read")
     if skipped:
-        logging.warning("skipped %d unreadable images of %d in %s", skipped, len(images), source)
+        logging.warning("unreadable images skipped: %d of %d in %s", skipped, len(images), source)
     return np.stack(readable)
 
 
@@ -179,7 +180,7 @@ def _tfds(name: str, split: str) -> Records:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name)
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except tfds.core.DatasetNotFoundError as error:
         message = f"TFDS knows no dataset {name!r}, and none lies in TFDS_DATA_DIR"
         raise UserError(message) from error

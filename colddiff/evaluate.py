@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from colddiff import data, metrics
@@ -178,15 +177,17 @@ def as_json(report: Report) -> str:
     return json.dumps(report._asdict() | {"rows": rows}, indent=2) + "\n"
 
 
-def evaluate_and_write(experiment: Experiment, params: Any, step: int, workdir: Path) -> Report:
-    """Evaluates, and writes `report.json`, `report.md` and `samples.png` below `workdir`."""
-    report = evaluate(experiment, params, step)
-    folder = workdir / "evaluation" / f"{step:07d}"
+def write(report: Report, experiment: Experiment, params: Any, workdir: Path) -> Path:
+    """Writes `report.json`, `report.md` and `samples.png` (if anything was restored).
+
+    Returns:
+      Their folder, `workdir/evaluation/STEP`.
+    """
+    folder = workdir / "evaluation" / f"{report.step:07d}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(as_json(report))
     (folder / "report.md").write_text(markdown(report))
     if experiment.config.eval.samplers:
         images = load_test_images(experiment.config, experiment.config.eval.pictures)
         save_png(folder / "samples.png", picture(experiment, params, images))
-    logging.info("report and pictures: %s", folder)
-    return report
+    return folder

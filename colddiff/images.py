@@ -26,7 +26,7 @@ def to_unit(x: jax.Array) -> jax.Array:
     return (x + 1) / 2
 
 
-def grid(columns: Sequence[np.ndarray], titles: Sequence[str], *, height: int = 64) -> np.ndarray:
+def grid(columns: Sequence[np.ndarray], titles: Sequence[str], *, height: int = 96) -> np.ndarray:
     """One row an image, one titled column a stage of it.
 
     Args:
@@ -41,7 +41,7 @@ def grid(columns: Sequence[np.ndarray], titles: Sequence[str], *, height: int = 
     scale = max(1, -(-height // stages[0].shape[1]))
     stages = [s.repeat(scale, axis=1).repeat(scale, axis=2) for s in stages]
     number, high, wide, _ = stages[0].shape
-    font = ImageFont.load_default(max(10, min(16, wide // 6)))
+    font = ImageFont.load_default(max(10, min(16, wide // 8)))
     header = int(font.size) + 2 * _GAP
     size = (len(stages) * (wide + _GAP) + _GAP, header + number * (high + _GAP))
     canvas = Image.new("RGB", size, (_BACKGROUND,) * 3)

@@ -98,14 +98,19 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
         with untrained weights.
     """
     workdir = Path(workdir)
+    nothing = UserError(
+        f"{workdir} holds no checkpoint; train there first, or name another workdir"
+    )
     if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
+        raise nothing
     with checkpoint.open_manager(workdir) as manager:
         steps = manager.all_steps()
-        if not steps or (step is not None and step not in steps):
-            there = ", ".join(map(str, sorted(steps))) or "none"
-            wanted = "" if step is None else f" of step {step}"
-            raise UserError(f"{workdir} has no checkpoint{wanted}; there are: {there}")
+        if not steps:
+            raise nothing
+        if step is not None and step not in steps:
+            raise UserError(
+                f"{workdir} has no checkpoint of step {step}; there are {sorted(steps)}"
+            )
         step = max(steps) if step is None else step
         saved = checkpoint.restore_config(manager, step)
         if config is not None:

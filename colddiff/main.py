@@ -7,6 +7,7 @@ trains, or goes on where that workdir stopped, then evaluates.
 
 import logging as python_logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Imported here so that a mistake in the flags is answered at once.
     from colddiff.build import build
-    from colddiff.evaluate import evaluate_and_write, markdown
+    from colddiff.evaluate import evaluate, markdown, write
     from colddiff.inference import load
     from colddiff.train import train
 
@@ -41,10 +42,12 @@ def main(argv: Sequence[str]) -> None:
     if "evaluate" in _MODE.value:
         if config.eval.samplers:
             run = load(workdir, config=config)
-            report = evaluate_and_write(run.experiment, run.params, run.step, workdir)
+            experiment, params, step = run.experiment, run.params, run.step
         else:  # the Degraded row needs no training
-            report = evaluate_and_write(build(config), None, 0, workdir)
-        sys.stdout.write(markdown(report))
+            experiment, params, step = build(config), None, 0
+        report = evaluate(experiment, params, step)
+        folder = write(report, experiment, params, workdir)
+        sys.stdout.write(f"\n{markdown(report)}\nreport and pictures: {folder}\n")
 
 
 def run() -> None:
@@ -53,7 +56,7 @@ def run() -> None:
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     try:
         app.run(main, flags_parser=_parse_flags)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: no permission, no space
         sys.stderr.write(f"colddiff: {error}\n")
         sys.exit(_EXIT_BAD_INPUT)
     except KeyboardInterrupt:
@@ -65,11 +68,21 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's flags; whatever it or the config file's reader cannot take is the user's error."""
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        for flag in (_CONFIG, _WORKDIR):
+            if flag.value is None:
+                raise UserError(f"--{flag.name} is needed; see python -m colddiff.main --help")
+        _CONFIG.value.lock()  # reading it shows whether the file could be loaded
+    except (flags.Error, UserError) as error:
         raise UserError(str(error)) from error
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            raise UserError(f"--{flag.name} is needed; see python -m colddiff.main --help")
+    except OSError as error:
+        raise UserError(f"cannot read --config: {error}") from error
+    except Exception as error:  # of the config file's own code, or of a --config.FIELD
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).parent.name == "configs"]
+        if not own:
+            raise UserError(f"no such field for a --config.FIELD flag: {error.args[0]}") from error
+        place = f"{own[-1].filename}:{own[-1].lineno}"
+        raise UserError(f"{place}: {type(error).__name__}: {error.args[0]}") from error
     return rest
 
 

@@ -10,8 +10,8 @@ Each is a plain function of `restore`, `degrade` and the state of the walk, on `
   keys: `[B]` PRNG keys, one pattern of D for each image (`image_keys`).
   times: decreasing integers from the severity of xT down to 0 (`times_between`). Leaving some
     out is how to take fewer steps.
-  iterates_at: some of `times` (for `direct` of the first and last); if given, the result is `(x0, iterates)`, `iterates`
-    `[len(iterates_at), B, H, W, C]` the walk's images at those times.
+  iterates_at: some of `times` (for `direct`, of the first and last); if given, the result is
+    `(x0, iterates)`, `iterates` `[len(iterates_at), B, H, W, C]` the walk's images at those times.
 
 Where xT comes from lives elsewhere, and so do networks and metrics.
 """

@@ -67,4 +67,4 @@ def get_config() -> ConfigDict:
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures
 
-    return config
+    return config.lock()  # a field that does not exist here is a mistake

@@ -128,7 +128,9 @@ def test_blur_costs_the_same_at_every_t():
     degrade = gaussian_blur(**SETTINGS["gaussian_blur"])
 
     def flops(t):
-        compiled = jax.jit(lambda d, x: d(x, t, jax.random.key(0))).lower(degrade, jnp.ones((32, 32, 3)))
+        compiled = jax.jit(lambda d, x: d(x, t, jax.random.key(0))).lower(
+            degrade, jnp.ones((32, 32, 3))
+        )
         return compiled.compile().cost_analysis()["flops"]
 
     assert flops(T) == pytest.approx(flops(1), rel=0.01)

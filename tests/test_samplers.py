@@ -1,5 +1,7 @@
 """Samplers with restorers whose right answer is known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,7 @@ def test_each_sampler_is_its_algorithm(x0, keys):
     R = lambda x, s: wrong(x0, x, jnp.full(SHAPE[0], s))  # noqa: E731
     xT = D(x0, T, keys)
     algorithm_1 = algorithm_2 = xT
-    for s, s_next in zip(times, times[1:], strict=False):
+    for s, s_next in itertools.pairwise(times):
         algorithm_1 = D(R(algorithm_1, s), s_next, keys)
         x_hat = R(algorithm_2, s)
         algorithm_2 = algorithm_2 - D(x_hat, s, keys) + D(x_hat, s_next, keys)
@@ -76,7 +78,7 @@ def test_each_sampler_is_its_algorithm(x0, keys):
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_iterates_begin_at_xT_and_end_at_the_result(name, x0, keys):
+def test_iterates_begin_at_the_start_and_end_at_the_result(name, x0, keys):
     arguments = (wrong, BLUR, x0, x0, keys, np.array([10, 4, 0]))
     result, iterates = SAMPLERS[name](*arguments, [10, 0])
     assert iterates.shape == (2, *SHAPE)

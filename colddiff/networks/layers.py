@@ -19,7 +19,7 @@ def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
     """
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half))
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = jnp.outer(t.astype(jnp.float32), frequencies)
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, width % 2)))
 

@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: makes the virtual environment .venv, or updates it, with the
+# pinned packages of the requirements file given, and activates it. Needs Python 3.11 or newer with
+# venv; PYTHON names it where it is not the newest found. Set COLDDIFF_VENV for another place.
+# Leaves the shell in the repository's root.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
+    if [ -n "$candidate" ] &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "colddiff: needs Python 3.11 or newer; set PYTHON to where it is" >&2
+  return 1
+}
+
+make_environment() {
+  local requirements=$1 venv=${COLDDIFF_VENV:-.venv} python stamp
+  if [ ! -x "$venv/bin/python" ]; then
+    python=$(find_python)
+    echo "colddiff: making $venv with $("$python" --version)"
+    if ! "$python" -m venv "$venv"; then
+      rm -rf "$venv"
+      echo "colddiff: $python cannot make virtual environments; on Debian and Ubuntu install" \
+        "python3-venv" >&2
+      return 1
+    fi
+  fi
+  # shellcheck disable=SC1091
+  . "$venv/bin/activate"
+  stamp=$venv/installed-$(basename "$requirements")
+  if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
+    echo "colddiff: installing $requirements (about 1 GB, a minute or more)"
+    python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    cat requirements.txt "$requirements" > "$stamp"
+  fi
+  # A second start compiles nothing.
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The environment with what the tests need, the linter, then pytest with the arguments given:
+# launch/test.sh -m 'not slow'
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/environment.sh"
+make_environment requirements-test.txt
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+ruff check
+ruff format --check
+exec python -m pytest "$@"

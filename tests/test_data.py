@@ -1,0 +1,182 @@
+"""Sources, splits, unreadable files, and the order of training."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from colddiff import data
+from colddiff.errors import UserError
+
+
+def write_images(folder, names, size=(20, 10), mode="RGB"):
+    """Images whose red (or gray) level tells which one it is."""
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, (i, 0, 255) if mode == "RGB" else i).save(folder / name)
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_digits_are_the_real_ones_and_the_splits_do_not_meet():
+    train = data.load("digits", "train", size=8, channels=1)
+    test = data.load("digits", "test", size=8, channels=1)
+    assert train.shape == (1500, 8, 8, 1) and test.shape == (297, 8, 8, 1)
+    originals = load_digits().images[1500:] / 16
+    assert np.corrcoef((test[..., 0] / 255).ravel(), originals.ravel())[0, 1] > 0.95
+
+
+def test_folder_is_resized_and_centre_cropped(tmp_path):
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200  # the middle square
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    Image.fromarray(wide).save(tmp_path / "b.jpg", quality=100)
+    images = np.concatenate(
+        [data.load(f"folder:{tmp_path}", s, size=5, channels=3) for s in ("train", "test")]
+    )
+    assert images.shape == (2, 5, 5, 3)
+    assert np.abs(images[:, :, 1:-1].astype(int) - 200).max() <= 8  # JPEG; the edges are mixed
+
+
+def test_folder_files_may_be_nested_and_of_any_mode(tmp_path):
+    write_images(tmp_path, ["a/1.png", "a/b/2.JPG", "a/b/c/3.jpeg"])
+    write_images(tmp_path, ["gray.png"], mode="L")
+    write_images(tmp_path, ["palette.png"], mode="P")
+    Image.fromarray(np.full((9, 9), 65535, np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    for channels in (1, 3):
+        splits = [
+            data.load(f"folder:{tmp_path}", s, size=4, channels=channels) for s in data.SPLITS
+        ]
+        assert [len(s) for s in splits] == [5, 1]
+        assert any(np.all(image == 255) for image in np.concatenate(splits))  # 16 bits scaled
+
+
+def test_folder_turns_images_upright(tmp_path):
+    image = Image.new("L", (8, 8))
+    image.paste(255, (0, 0, 8, 4))  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    for name in ("a.jpg", "b.jpg"):
+        image.save(tmp_path / name, exif=exif)
+    found = data.load(f"folder:{tmp_path}", "train", size=8, channels=1)[0, ..., 0]
+    assert found[:3].max() < 50 and found[5:].min() > 200
+
+
+def test_folder_split_is_fixed_disjoint_and_complete(tmp_path):
+    names = [f"{i:03d}.png" for i in range(50)]
+    write_images(tmp_path, names)
+    load = lambda split: data.load(f"folder:{tmp_path}", split, size=4, channels=3)  # noqa: E731
+    train, test = ({int(image[0, 0, 0]) for image in load(s)} for s in data.SPLITS)
+    assert len(test) == 5 and not train & test and train | test == set(range(50))
+    (tmp_path / "train").mkdir()
+    write_images(tmp_path / "test", ["a.png"])
+    with pytest.raises(UserError, match="train holds no PNG or JPEG file"):
+        load("train")
+    assert len(load("test")) == 1
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_unreadable_files_are_skipped_named_and_counted(tmp_path, caplog, cache):
+    write_images(tmp_path, [f"{i}.png" for i in range(20)])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not an image")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    found = [
+        data.load(f"folder:{tmp_path}", s, size=4, channels=3, cache=cache) for s in data.SPLITS
+    ]
+    images = [images[i] for images in found for i in range(len(images))]
+    assert {int(image[0, 0, 0]) for image in images} == set(range(20))
+    said = "\n".join(warnings_of(caplog))
+    for name in ("empty.png", "text.jpg", "cut.png"):
+        assert f"skipped the unreadable image {tmp_path}/{name}" in said
+    if cache:
+        assert sum(map(len, found)) == 20
+        counts = [line for line in warnings_of(caplog) if line.startswith("unreadable images")]
+        assert sum(int(line.split()[3]) for line in counts) == 3
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_no_readable_file_is_an_error(tmp_path, cache):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(UserError, match="none of the 2 images .*can be read"):
+        data.load(f"folder:{tmp_path}", "train", size=4, channels=3, cache=cache)[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "message"),
+    [
+        ("folder:no/such/place", "train", "no folder no/such/place"),
+        ("mnist", "train", "unknown data source 'mnist'; valid: digits, folder:PATH, tfds:NAME"),
+        ("folder:", "train", "unknown data source"),
+        ("digits", "valid", "unknown split of digits 'valid'; valid: test, train"),
+        ("tfds:no_such_dataset", "train", "TFDS knows no dataset 'no_such_dataset'"),
+    ],
+)
+def test_wrong_sources_are_refused(source, split, message):
+    with pytest.raises(UserError, match=message):
+        data.load(source, split, size=8, channels=1)
+
+
+def test_an_unprepared_tfds_dataset_says_how_to_prepare_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="is not prepared at .*tfds build mnist --file_format"):
+        data.load("tfds:mnist", "train", size=8, channels=1)
+
+
+def test_tfds(real_data):
+    mnist = data.load("tfds:mnist", "test", size=28, channels=1, limit=100)
+    assert mnist.shape == (100, 28, 28, 1) and mnist.max() == 255 and mnist.min() == 0
+    cifar = data.load("tfds:cifar10", "train[:50]", size=32, channels=3)
+    assert cifar.shape == (50, 32, 32, 3)
+    with pytest.raises(UserError, match="unknown split of tfds:mnist 'valid'; valid: test, train"):
+        data.load("tfds:mnist", "valid", size=28, channels=1)
+
+
+# The order.
+
+NUMBERED = np.arange(10, dtype=np.uint8)[:, None, None, None]  # ten images of one pixel
+
+
+def order(**changes):
+    settings = dict(batch_size=4, seed=0, start=0, stop=5) | changes
+    return [batch[..., 0, 0, 0] for batch in data.batches(NUMBERED, **settings)]
+
+
+def test_every_epoch_has_every_image_once_in_another_order():
+    seen = np.concatenate([b.ravel() for b in order()])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert not np.array_equal(seen[:10], seen[10:])
+    assert not np.array_equal(seen, np.concatenate([b.ravel() for b in order(seed=1)]))
+
+
+def test_the_position_is_the_step():
+    whole = order(stop=20)
+    for start in (1, 7, 13):
+        assert np.array_equal(order(start=start, stop=20), whole[start:])
+    assert np.array_equal(order(stop=20, threads=1), whole)
+
+
+def test_accumulation_and_hosts_share_one_order():
+    flat = np.concatenate([b.ravel() for b in order(batch_size=8)])
+    accumulated = order(batch_size=4, accumulation=2)
+    assert accumulated[0].shape == (2, 4)
+    assert np.array_equal(np.concatenate([b.ravel() for b in accumulated]), flat)
+    hosts = [order(batch_size=4, accumulation=2, rows=r) for r in (slice(0, 2), slice(2, 4))]
+    joined = [np.concatenate(parts, axis=1) for parts in zip(*hosts, strict=True)]
+    assert np.array_equal(joined, accumulated)
+
+
+def test_shuffles_are_fair():
+    places = collections.Counter(
+        int(order(seed=seed, batch_size=10, stop=1)[0][0, 0]) for seed in range(200)
+    )
+    assert len(places) == 10 and max(places.values()) < 45
+    assert len(list(itertools.islice(data.batches(NUMBERED, 4, seed=0, start=3, stop=3), 1))) == 0
