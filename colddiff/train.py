@@ -74,7 +74,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema_params = update_ema(state.ema_params, params, step, config.train)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step, params, ema_params, opt_state), metrics
 
     everywhere = replicated(mesh)

@@ -9,6 +9,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from colddiff.train import train
 from configs import blur_digits
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ def tiny_config() -> ConfigDict:
     config.model.multipliers = (1, 2)
     config.train.num_steps = 8
     config.train.batch_size = 8
+    config.train.ema_start = 2
     config.train.log_every = 2
     config.train.sample_every = 0
     config.train.checkpoint_every = 3
@@ -44,13 +46,20 @@ def config() -> ConfigDict:
     return tiny_config()
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The workdir of a finished tiny run, on four devices; not to be written to."""
+    workdir = tmp_path_factory.mktemp("trained")
+    train(tiny_config(), workdir)
+    return workdir
+
+
 @pytest.fixture
-def real_data(monkeypatch) -> None:
+def real_data() -> None:
     """MNIST and CIFAR-10 as TFDS prepared them; skips where they are not."""
-    folder = Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "tfds"))
+    folder = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     if not (folder / "mnist").is_dir() or not (folder / "cifar10").is_dir():
         pytest.skip(f"no MNIST and CIFAR-10 in {folder}: set TFDS_DATA_DIR to where TFDS has them")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
 
 
 TINY_FLAGS = (

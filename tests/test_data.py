@@ -106,7 +106,7 @@ def test_unreadable_files_are_skipped_named_and_counted(tmp_path, caplog, cache)
 def test_no_readable_file_is_an_error(tmp_path, cache):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_text("no image")
-    with pytest.raises(UserError, match="none of the 2 images .*can be read"):
+    with pytest.raises(UserError, match=r"none of the 2 images .*can be read"):
         data.load(f"folder:{tmp_path}", "train", size=4, channels=3, cache=cache)[0]
 
 
@@ -127,7 +127,7 @@ def test_wrong_sources_are_refused(source, split, message):
 
 def test_an_unprepared_tfds_dataset_says_how_to_prepare_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(UserError, match="is not prepared at .*tfds build mnist --file_format"):
+    with pytest.raises(UserError, match=r"is not prepared at .*tfds build mnist --file_format"):
         data.load("tfds:mnist", "train", size=8, channels=1)
 
 

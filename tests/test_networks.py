@@ -21,7 +21,8 @@ def shapes_of(model, size):
 
 
 @pytest.mark.parametrize(
-    ("model", "millions"), [(ConvNeXtUNet(channels=3), 56.615708), (ResNetUNet(channels=3), 35.746307)]
+    ("model", "millions"),
+    [(ConvNeXtUNet(channels=3), 56.615708), (ResNetUNet(channels=3), 35.746307)],
 )
 def test_parameter_counts_of_the_paper(model, millions):
     assert parameter_overview.count_parameters(shapes_of(model, 32)) == millions * 1e6

@@ -1,0 +1,21 @@
+"""Cold diffusion: invert any image degradation, with or without noise (arXiv 2208.09392).
+
+`colddiff.load(workdir)` opens a trained run. The maths (degradations, samplers, networks, metrics,
+images) can be imported alone; it needs neither data sets nor checkpoints installed.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from colddiff.inference import Run, load
+
+__all__ = ["Run", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `load` and `Run` when they are first asked for."""
+    if name in __all__:
+        from colddiff import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module 'colddiff' has no attribute {name!r}")

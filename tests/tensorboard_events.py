@@ -1,0 +1,19 @@
+"""Reads TensorBoard's event files without TensorFlow."""
+
+import struct
+from pathlib import Path
+
+from tensorboardX.proto.event_pb2 import Event
+
+
+def read_events(folder: Path) -> list[tuple[int, str]]:
+    """(step, tag) of every value in the event files of `folder`."""
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(event.step, value.tag) for value in event.summary.value]
+            data = data[12 + length + 4 :]
+    return found

@@ -1,0 +1,82 @@
+"""Configs become experiments; what cannot work is refused by the name of its field."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from colddiff.build import build, sampling_times
+from colddiff.errors import UserError
+
+CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__",))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_and_says_what_it_is(name):
+    module = importlib.import_module(f"configs.{name}")
+    experiment = build(module.get_config())
+    x0 = jnp.zeros(experiment.image_shape)
+    assert experiment.degrade(x0, experiment.T, jax.random.key(0)).shape == x0.shape
+    if name != "default":
+        assert f"--config configs/{name}.py --workdir" in module.__doc__
+    with pytest.raises(AttributeError):
+        module.get_config().no_such_field = 1  # locked
+
+
+def test_table_1_settings():
+    """The paper's σ schedules reach the degradation: rows of A[1] are the first kernel."""
+    cifar = build(importlib.import_module("configs.blur_cifar10").get_config())
+    assert cifar.T == 50
+    kernel = np.exp(-0.5 * (np.arange(-5, 6) / 0.35) ** 2)
+    np.testing.assert_allclose(
+        cifar.degrade.args[0][1, 16, 11:22], kernel / kernel.sum(), atol=1e-6
+    )
+
+
+def test_sampling_times(config):
+    experiment = build(config)
+    assert sampling_times(experiment, 0).tolist() == [6, 5, 4, 3, 2, 1, 0]
+    assert sampling_times(experiment, 2).tolist() == [6, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("degradation.name", "fog", "unknown degradation 'fog'; valid: gaussian_blur"),
+        ("model.name", "unet", "unknown model 'unet'; valid: convnext_unet, resnet_unet"),
+        ("model.dtype", "float64", "unknown model.dtype 'float64'; valid: bfloat16, float32"),
+        ("train.optimizer", "lion", "unknown train.optimizer 'lion'; valid: adam"),
+        ("train.lr_schedule", "step", "unknown train.lr_schedule 'step'; valid: constant, cosine"),
+        ("sampler.name", "ddpm", "unknown sampler 'ddpm'; valid: direct, naive, tacos"),
+        ("sampler.steps", 7, r"steps=7 must lie in 1\.\.T=6"),
+        ("train.batch_size", 0, "config.train.batch_size=0 must be 1 or more"),
+        ("data.image_size", 15, "image_size=15 cannot be halved 1 times"),
+        ("degradation.padding", "zero", "unknown padding 'zero'"),
+    ],
+)
+def test_what_cannot_work_is_refused(config, field, value, message):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        build(config)
+
+
+def test_a_setting_of_another_model_is_refused(config):
+    with config.unlocked():
+        config.model.heads = 3
+    with pytest.raises(
+        UserError, match="unexpected keyword argument 'heads'; it takes channels, width"
+    ):
+        build(config)
+
+
+def test_unknown_schedules_are_refused(config):
+    with config.unlocked():
+        del config.degradation.std
+        config.degradation.std = {"schedule": "square", "start": 1.0}
+    with pytest.raises(
+        UserError, match=r"unknown schedule of degradation.std 'square'; valid: exp"
+    ):
+        build(config)

@@ -1,0 +1,90 @@
+"""Scores with restorers whose right answer is known, and on real data."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+from colddiff import evaluate
+from colddiff.build import build
+from colddiff.images import from_uint8
+
+
+def oracle(experiment):
+    """Gives the test images back, whatever it is shown: params is a table of them."""
+
+    def restore(params, xt, t):
+        # The one that, degraded to T, is nearest; the iterates of an image stay near its own.
+        blur = jax.vmap(experiment.degrade, (0, None, None))
+        table = blur(params, experiment.T, jax.random.key(0))[None]
+        shown = blur(xt, experiment.T, jax.random.key(0))[:, None]
+        return params[abs(table - shown).sum((2, 3, 4)).argmin(axis=1)]
+
+    return restore
+
+
+def test_a_perfect_restorer_scores_perfectly():
+    config = tiny_config()
+    config.degradation.std = 0.5
+    config.eval.num_images = 12
+    experiment = build(config)
+    experiment = experiment._replace(restore=oracle(experiment))
+    params = from_uint8(evaluate.load_test_images(config, 12))
+    report = evaluate.evaluate(experiment, params, 7)
+    assert [row.name for row in report.rows] == ["degraded", "direct", "naive", "tacos"]
+    assert [row.steps for row in report.rows] == [0, 1, 6, 6]
+    assert report.rows[0].rmse > 0.05 and report.rows[0].ssim < 0.95
+    for row in report.rows[1:]:
+        assert row.rmse < 1e-5 and row.ssim > 1 - 1e-5
+
+
+def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
+    """Against NumPy in float64; 20 images in batches of 8 leave a last one of 4."""
+    config = tiny_config()
+    config.eval.samplers = ()
+    experiment = build(config)
+    x0 = np.asarray(from_uint8(evaluate.load_test_images(config, 20)), np.float64)
+    A = np.asarray(experiment.degrade.args[0][-1], np.float64)
+    xT = np.einsum("hi,bijc,wj->bhwc", A, x0, A)
+    expected = np.sqrt(np.mean(((xT - x0) / 2) ** 2))
+    for batch_size in (8, 20, 64):
+        config.eval.batch_size = batch_size
+        (row,) = evaluate.evaluate(experiment, None, 0).rows
+        assert row.rmse == pytest.approx(expected, rel=1e-5)
+        assert row.psnr == pytest.approx(-20 * np.log10(expected), rel=1e-5)
+
+
+def test_the_report_is_written(tmp_path):
+    experiment = build(tiny_config())
+    rows = [
+        evaluate.Row("degraded", 0, 0.25, 12.04, 0.5),
+        evaluate.Row("direct", 1, 0, float("inf"), 1),
+    ]
+    report = evaluate.Report("digits", "test", 20, 6, "EMA", 8, rows)
+    params = jax.jit(lambda: experiment.model.init(
+        jax.random.key(0), np.zeros((1, 16, 16, 1)), np.zeros(1, int))["params"])()  # fmt: skip
+    folder = evaluate.write(report, experiment, params, tmp_path)
+    assert folder == tmp_path / "evaluation" / "0000008"
+    data = json.loads((folder / "report.json").read_text())
+    assert data["num_images"] == 20 and data["weights"] == "EMA" and data["step"] == 8
+    assert data["rows"][0]["rmse"] == 0.25 and data["rows"][1]["psnr"] is None
+    text = (folder / "report.md").read_text()
+    assert "digits, split test, n = 20, T = 6, weights EMA of step 8" in text
+    assert "| Degraded (xT) | 0 | 0.2500 | 12.04 | 0.5000 |" in text
+    picture = np.asarray(Image.open(folder / "samples.png"))
+    assert picture.shape[1] > 6 * 96 and picture.std() > 10
+
+
+@pytest.mark.parametrize(("name", "expected"), [("blur_mnist", 0.287), ("blur_cifar10", 0.135)])
+def test_degraded_rmse_of_table_1(name, expected, real_data):
+    """On the whole test sets."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.eval.samplers = ()
+    config.eval.batch_size = 500
+    report = evaluate.evaluate(build(config), None, 0)
+    assert report.num_images == 10_000
+    assert report.rows[0].rmse == pytest.approx(expected, abs=0.003)

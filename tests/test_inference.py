@@ -1,0 +1,62 @@
+"""`colddiff.load` and `run.sample`, as a notebook uses them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import colddiff
+from colddiff.errors import UserError
+from colddiff.samplers import image_keys, tacos, times_between
+
+
+@pytest.fixture
+def run(trained):
+    return colddiff.load(trained)
+
+
+@pytest.fixture
+def x0(run):
+    return jax.random.uniform(jax.random.key(0), (3, *run.experiment.image_shape), minval=-1)
+
+
+def test_a_loaded_run_samples(run, x0):
+    assert run.step == 8 and run.config.degradation.num_steps == 6
+    keys = image_keys(jax.random.key(4), 0, 3)
+    xT = jax.vmap(run.degrade, (0, None, 0))(x0, 6, keys)
+    found = run.sample(run.params, xT, jax.random.key(4))
+    expected = tacos(run.restore, run.degrade, run.params, xT, keys, times_between(6, 6))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    one = run.sample(run.params, xT, sampler="direct")
+    np.testing.assert_allclose(one, run.restore(run.params, xT, jnp.full(3, 6)), atol=1e-5)
+    two = run.sample(run.params, xT, steps=2)
+    expected = tacos(run.restore, run.degrade, run.params, xT, keys, np.array([6, 3, 0]))
+    np.testing.assert_allclose(two, expected, atol=1e-5)
+
+
+def test_earlier_checkpoints_can_be_loaded(trained, run):
+    early = colddiff.load(str(trained), step=3)
+    assert early.step == 3
+    assert not np.array_equal(*(jax.tree.leaves(r.params)[0] for r in (early, run)))
+    with pytest.raises(UserError, match=r"no checkpoint of step 5; there are \[3, 6, 8\]"):
+        colddiff.load(trained, step=5)
+
+
+def test_a_workdir_without_a_run_is_an_error(tmp_path):
+    for workdir in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=f"{workdir} holds no checkpoint; train there first"):
+            colddiff.load(workdir)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        colddiff.load(tmp_path)
+
+
+def test_wrong_arguments_of_sample(run, x0):
+    with pytest.raises(
+        UserError, match=r"xT must be of shape \('B', 16, 16, 1\); got \(16, 16, 1\)"
+    ):
+        run.sample(run.params, x0[0])
+    with pytest.raises(UserError, match="unknown sampler 'ddim'; valid: direct, naive, tacos"):
+        run.sample(run.params, x0, sampler="ddim")
+    with pytest.raises(UserError, match=r"steps=9 must lie in 1\.\.T=6"):
+        run.sample(run.params, x0, steps=9)

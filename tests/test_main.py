@@ -1,0 +1,69 @@
+"""The command line: one command does it all, and mistakes end with one clear message."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY_FLAGS, run_main
+
+
+def test_one_command_trains_and_evaluates(tmp_path):
+    flags = (*TINY_FLAGS, f"--workdir={tmp_path}", "--config.train.num_steps=20")
+    done = run_main(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "| Sampled (tacos, Algorithm 2) | 6 |" in done.stdout
+    folder = Path(done.stdout.split("report and pictures: ")[1].strip())
+    assert (folder / "samples.png").exists()
+    assert "train 20/20  loss " in done.stderr and "images/s  ETA" in done.stderr
+    report = json.loads((folder / "report.json").read_text())
+
+    again = run_main(*flags, "--mode=evaluate", "--config.eval.samplers=('direct',)")
+    assert again.returncode == 0, again.stderr
+    rows = json.loads((folder / "report.json").read_text())["rows"]
+    assert rows == report["rows"][:2]  # Degraded and Direct, to the last digit
+
+    other = run_main(*flags, "--config.model.width=16")
+    assert other.returncode == 2
+    assert "model.width: 8 there, 16 here" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir"),
+        (["--mode=trian"], "should be one of <train_and_evaluate|train|evaluate>"),
+        (["extra"], "unexpected argument 'extra'"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config.train.num_stepz=3"], 'Did you mean "num_steps" instead of "num_stepz"?'),
+        (["--config.train.num_steps=many"], "invalid literal for int() with base 10: 'many'"),
+        (["--config.degradation.name=fog"], "unknown degradation 'fog'; valid: gaussian_blur"),
+        (["--config.data.source=folder:no/such"], "no folder no/such"),
+        (["--config.data.image_size=30"], "takes multiples of 4: use 28 or 32"),
+        (["--mode=evaluate"], "holds no checkpoint; train there first"),
+        (["--workdir=/dev/null/x"], "Not a directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_end_with_one_clear_message(flags, message, tmp_path):
+    done = run_main("--config=configs/blur_digits.py", f"--workdir={tmp_path}", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert done.stderr.count("colddiff: ") == 1
+
+
+def test_config_and_workdir_are_needed():
+    assert "--config is needed" in run_main("--workdir=x").stderr
+    assert "--workdir is needed" in run_main("--config=configs/blur_digits.py").stderr
+
+
+def test_a_mistake_in_a_config_file_names_its_line(tmp_path):
+    path = tmp_path / "configs" / "mine.py"
+    path.parent.mkdir()
+    path.write_text(
+        "from configs import default\ndef get_config():\n    config = default.get_config()\n"
+        "    config.train.num_stepz = 3\n    return config\n"
+    )
+    done = run_main(f"--config={path}", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{path}:4: AttributeError: " in done.stderr and "num_stepz" in done.stderr

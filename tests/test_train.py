@@ -1,0 +1,190 @@
+"""The train step against a plain one, and runs that stop, go on and are refused."""
+
+import logging as python_logging
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import tiny_config
+from PIL import Image
+from tensorboard_events import read_events
+
+from colddiff import checkpoint, inference
+from colddiff.build import build
+from colddiff.errors import UserError
+from colddiff.samplers import image_keys
+from colddiff.state import create_mesh, init_state
+from colddiff.train import make_example, make_train_step, train
+
+
+def equal(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def some_images(*shape, channels=1):
+    return np.random.default_rng(0).integers(0, 256, (*shape, channels), np.uint8)
+
+
+def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
+    """Two accumulated batches equal one twice as large, computed without the library's step."""
+    config.train.accumulation = 2
+    config.train.lr_schedule = "constant"
+    config.train.ema_start = 0
+    config.train.ema_decay = 0.9
+    experiment, mesh = build(config), create_mesh()
+    state = init_state(experiment, mesh)
+    before = jax.device_get(state)
+    images = some_images(2, 8, 16, 16)
+    found, metrics = make_train_step(experiment, mesh)(state, images, experiment.degrade)
+
+    key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+    example = jax.vmap(make_example(experiment, experiment.degrade))
+    x0, xt, t = example(images.reshape(16, 16, 16, 1), image_keys(key, 0, 16))
+
+    @jax.jit
+    def plain(params):
+        def loss(params):
+            return jnp.mean(jnp.abs(experiment.restore(params, xt, t) - x0))
+
+        value, grads = jax.value_and_grad(loss)(params)
+        adam = optax.adam(config.train.learning_rate)
+        updates, _ = adam.update(grads, adam.init(params))
+        return value, grads, optax.apply_updates(params, updates)
+
+    loss, grads, params = plain(before.params)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+
+    def close(a, b, grad):
+        clear = np.abs(grad) > 1e-5  # the first step of Adam is the sign of the gradient
+        assert np.mean(clear) > 0.5 or np.max(np.abs(grad)) < 1e-5
+        np.testing.assert_allclose(np.where(clear, a, 0), np.where(clear, b, 0), atol=2e-5)
+
+    jax.tree.map(close, found.params, params, grads)
+    average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, before.params, params)
+    jax.tree.map(close, found.ema_params, average, grads)
+    assert int(found.step) == 1
+
+
+def test_examples_are_crops_and_mirrors_at_every_severity(config):
+    config.data.flip = True
+    experiment = build(config)
+    image = some_images(18, 18)[..., :1]
+    keys = image_keys(jax.random.key(0), 0, 300)
+    x0, xt, t = jax.vmap(make_example(experiment, experiment.degrade), (None, 0))(image, keys)
+    exact = image / 127.5 - 1
+    crops = {
+        (i, j, flip): exact[i : i + 16, j : j + 16][:, :: -1 if flip else 1]
+        for i in range(3)
+        for j in range(3)
+        for flip in (False, True)
+    }
+    found = [[k for k, crop in crops.items() if np.allclose(x, crop, atol=1e-6)] for x in x0]
+    assert all(len(match) == 1 for match in found)
+    assert {match[0] for match in found} == set(crops)
+    assert set(t.tolist()) == set(range(1, experiment.T + 1))
+    expected = jax.vmap(experiment.degrade)(x0, t, keys)  # blur needs no key
+    np.testing.assert_allclose(xt, expected, atol=1e-5)
+
+
+def test_a_stopped_run_goes_on_bit_identically(trained, tmp_path):
+    """Stopped at its checkpoint of step 3, continued to 8."""
+    partial = tiny_config()
+    partial.train.num_steps = 3
+    partial.train.lr_schedule = "constant"  # cosine depends on num_steps
+    whole = tiny_config()
+    whole.train.lr_schedule = "constant"
+    train(whole, tmp_path / "whole")
+    train(partial, tmp_path / "parts")
+    with checkpoint.open_manager(tmp_path / "parts") as manager:
+        assert manager.all_steps() == [3]
+    train(whole, tmp_path / "parts")
+    states = []
+    for name in ("whole", "parts"):
+        with checkpoint.open_manager(tmp_path / name) as manager:
+            assert manager.all_steps() == [3, 6, 8]
+            like = init_state(build(whole), create_mesh())
+            states.append(checkpoint.restore_state(manager, like, 8))
+    assert equal(*states)
+    assert not equal(states[0].params, states[0].ema_params)
+
+
+def test_a_finished_run_is_left_alone(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
+    train(tiny_config(), copy)
+    assert before == {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file()}
+
+
+def test_another_run_s_workdir_is_refused_and_untouched(trained):
+    config = tiny_config()
+    config.model.width = 16
+    config.degradation.std = 2.0
+    config.seed = 1
+    with pytest.raises(UserError) as error:
+        train(config, trained)
+    message = str(error.value)
+    for line in (
+        "model.width: 8 there, 16 here",
+        "degradation.std: 1.0 there, 2.0",
+        "seed: 0 there",
+    ):
+        assert line in message
+    assert inference.load(trained).step == 8
+
+
+def test_train_step_and_sampler_compile_once(trained, tmp_path, caplog):
+    """Over a run with pictures, checkpoints, a last partial batch of evaluation and two samples."""
+    from colddiff import evaluate
+
+    config = tiny_config()
+    config.train.sample_every = 2
+    compiled = []
+    handler = python_logging.Handler()
+    handler.emit = lambda record: compiled.extend(
+        re.findall(r"^Compiling (?:jit\()?([\w<>]+)", record.getMessage())
+    )
+    logger = python_logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            train(config, tmp_path)
+            trained_step = compiled.count("train_step")
+            run = inference.load(tmp_path)
+            before = compiled.count("run_sampler")
+            for seed in range(3):
+                run.sample(run.params, jnp.zeros((5, 16, 16, 1)), jax.random.key(seed))
+            sampled = compiled.count("run_sampler") - before
+            evaluate.evaluate(run.experiment, run.params, run.step)
+    finally:
+        logger.removeHandler(handler)
+    assert trained_step == 1
+    assert sampled == 1
+    assert before == 2  # direct and tacos of the pictures
+    assert compiled.count("_score_batch") == 4  # Degraded, direct, naive, tacos
+
+
+def test_what_training_leaves_to_look_at(tmp_path):
+    config = tiny_config()
+    config.train.sample_every = 4
+    train(config, tmp_path)
+    events = read_events(tmp_path / "tensorboard")
+    assert {s for s, tag in events if tag == "train/loss"} == {2, 4, 6, 8}
+    assert {s for s, tag in events if tag == "train/grad_norm"} == {2, 4, 6, 8}
+    assert {s for s, tag in events if tag == "samples"} == {4, 8}
+    pictures = sorted((tmp_path / "samples").iterdir())
+    assert [p.name for p in pictures] == ["0000004.png", "0000008.png"]
+    assert np.asarray(Image.open(pictures[0])).std() > 10
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    config = tiny_config()
+    config.train.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d"):
+        train(config, tmp_path)
