@@ -1,6 +1,7 @@
 """Real processes, killed for real."""
 
 import random
+import re
 import signal
 import subprocess
 import time
@@ -28,8 +29,8 @@ def parameters(workdir):
     return jax.tree.leaves(inference.load(workdir).params)
 
 
-def train_until_killed(workdir, seconds):
-    """Starts or continues training, kills it `seconds` after its first step; its last log line."""
+def train_until_killed(workdir, step, seconds):
+    """Starts or continues training, and kills it `seconds` after it has logged `step`."""
     with subprocess.Popen(
         command(*FLAGS, f"--workdir={workdir}"),
         cwd=ROOT,
@@ -37,14 +38,13 @@ def train_until_killed(workdir, seconds):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        for line in process.stderr:
-            if "train " in line and f"/{STEPS}" in line:
-                break
+        seen = ""
+        while f"train {step}/{STEPS}" not in seen:
+            seen = process.stderr.readline()
+            assert seen, "it ended before it was killed"
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
-        said = [line, *process.stderr]
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-        return said
 
 
 @pytest.mark.slow
@@ -52,9 +52,9 @@ def test_killed_three_times_and_resumed_is_bit_identical(tmp_path):
     done = run_main(*FLAGS, f"--workdir={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
     moments = random.Random(time.time_ns())
-    for _ in range(3):
-        # A third of the steps at most, so that each run is killed on its way.
-        train_until_killed(tmp_path / "killed", moments.uniform(0, 1.5))
+    for low, high in ((1, 19), (21, 34), (41, 54)):
+        step, seconds = moments.randint(low, high), moments.uniform(0, 0.3)
+        train_until_killed(tmp_path / "killed", step, seconds)
     done = run_main(*FLAGS, f"--workdir={tmp_path / 'killed'}")
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stderr
@@ -64,9 +64,16 @@ def test_killed_three_times_and_resumed_is_bit_identical(tmp_path):
 
 @pytest.mark.slow
 def test_one_device_and_four_train_the_same(tmp_path):
+    curves = []
     for devices in (1, 4):
-        flags = (*TINY_FLAGS, "--mode=train", "--config.train.num_steps=10")
-        done = run_main(*flags, f"--workdir={tmp_path / str(devices)}", devices=devices)
+        flags = (*TINY_FLAGS, "--mode=train", "--config.train.num_steps=20")
+        done = run_main(
+            *flags,
+            "--config.train.log_every=2",
+            f"--workdir={tmp_path / str(devices)}",
+            devices=devices,
+        )
         assert done.returncode == 0, done.stderr
-    for a, b in zip(*(parameters(tmp_path / d) for d in ("1", "4")), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+        curves.append([float(x) for x in re.findall(r"loss (\S+)", done.stderr)])
+    assert len(curves[0]) == 10 and curves[0][0] > 2 * curves[0][-1]
+    np.testing.assert_allclose(*curves, atol=3e-4)
