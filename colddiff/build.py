@@ -3,7 +3,10 @@
 Tables of names, and the checks that a config can work; nothing is trained, read or written here.
 """
 
+import functools
 import inspect
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,24 +23,27 @@ from colddiff.networks import NETWORKS
 from colddiff.samplers import SAMPLERS, Restore, times_between
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_LEAST = {
-    "data.image_size": 1,
-    "data.crop_margin": 0,
-    "data.threads": 1,
-    "degradation.num_steps": 1,
-    "train.num_steps": 1,
-    "train.batch_size": 1,
-    "train.accumulation": 1,
-    "train.ema_every": 1,
-    "train.ema_start": 0,
-    "train.log_every": 1,
-    "train.sample_every": 0,
-    "train.checkpoint_every": 1,
-    "train.checkpoints_kept": 1,
-    "sampler.steps": 0,
-    "eval.batch_size": 1,
-    "eval.num_images": 0,
-    "eval.pictures": 1,
+_RANGES = {  # of the config's numbers, ends included
+    "seed": (0, 2**32 - 1),
+    "data.image_size": (1, math.inf),
+    "data.crop_margin": (0, math.inf),
+    "data.threads": (1, math.inf),
+    "degradation.num_steps": (1, math.inf),
+    "train.num_steps": (1, math.inf),
+    "train.batch_size": (1, math.inf),
+    "train.accumulation": (1, math.inf),
+    "train.learning_rate": (0, math.inf),
+    "train.ema_decay": (0, 1),
+    "train.ema_every": (1, math.inf),
+    "train.ema_start": (0, math.inf),
+    "train.log_every": (1, math.inf),
+    "train.sample_every": (0, math.inf),
+    "train.checkpoint_every": (1, math.inf),
+    "train.checkpoints_kept": (1, math.inf),
+    "sampler.steps": (0, math.inf),
+    "eval.batch_size": (1, math.inf),
+    "eval.num_images": (0, math.inf),
+    "eval.pictures": (1, math.inf),
 }
 
 
@@ -155,9 +161,9 @@ def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
 
 
 def _check_numbers(config: ConfigDict) -> None:
-    """Refuses counts below their least, with the field's name."""
-    for path, least in _LEAST.items():
-        section, field = path.split(".")
-        value = config[section][field]
-        if value < least:
-            raise UserError(f"config.{path}={value} must be {least} or more")
+    """Refuses numbers outside their range, with the field's name."""
+    for path, (low, high) in _RANGES.items():
+        value = functools.reduce(operator.getitem, path.split("."), config)
+        if not low <= value <= high:
+            expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
+            raise UserError(f"config.{path}={value} must be {expected}")

@@ -25,8 +25,15 @@ _FREE = ("data.cache", "data.threads")
 
 @contextmanager
 def open_manager(workdir: Path, *, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of `workdir`, the last `keep` of them kept; waits for saves at the end."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
+    """The checkpoints of `workdir`; waits for saves at the end.
+
+    Args:
+      keep: how many of the last ones to keep; None opens them for reading alone.
+    """
+    writes = keep is not None
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=writes, read_only=not writes, cleanup_tmp_directories=writes
+    )
     with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
         yield manager
 

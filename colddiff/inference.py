@@ -37,6 +37,11 @@ class Run:
         return self.experiment.config
 
     @property
+    def T(self) -> int:
+        """The largest severity."""
+        return self.experiment.T
+
+    @property
     def degrade(self) -> Degrade:
         """`D(x0, t, key) -> xt` for one image `[H, W, C]`; `jax.vmap` it for a batch."""
         return self.experiment.degrade

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import TextIO
 
 from absl import logging
 from rich.console import Console
@@ -34,6 +35,8 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._live.start()
+        # While the line lives, rich's stand-in for stderr puts log lines above it.
+        _log_to(sys.stderr)
         return self
 
     def __exit__(
@@ -43,6 +46,7 @@ class Meter:
         trace: TracebackType | None,
     ) -> None:
         self._live.stop()
+        _log_to(sys.stderr)
 
     def advance(self) -> None:
         """One more step is done."""
@@ -66,3 +70,8 @@ class Meter:
         """Steps and images per second since a (time, step)."""
         steps = (self._done - since[1]) / max(time.monotonic() - since[0], 1e-9)
         return f"{steps:.3g} steps/s  {steps * self._images_per_step:.4g} images/s"
+
+
+def _log_to(stream: TextIO) -> None:
+    """Makes absl write its log lines to `stream`."""
+    logging.get_absl_handler().python_handler.setStream(stream)

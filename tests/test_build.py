@@ -53,6 +53,8 @@ def test_sampling_times(config):
         ("sampler.name", "ddpm", "unknown sampler 'ddpm'; valid: direct, naive, tacos"),
         ("sampler.steps", 7, r"steps=7 must lie in 1\.\.T=6"),
         ("train.batch_size", 0, "config.train.batch_size=0 must be 1 or more"),
+        ("seed", -1, r"config.seed=-1 must be in 0\.\.4294967295"),
+        ("train.ema_decay", 1.5, r"config.train.ema_decay=1.5 must be in 0\.\.1"),
         ("data.image_size", 15, "image_size=15 cannot be halved 1 times"),
         ("degradation.padding", "zero", "unknown padding 'zero'"),
     ],
