@@ -89,7 +89,8 @@ def build(config: ConfigDict) -> Experiment:
         optimizer=_optimizer(config.train),
         T=config.degradation.num_steps,
     )
-    named(SAMPLERS, "sampler", config.sampler.name)
+    for name in (config.sampler.name, *config.eval.samplers):
+        named(SAMPLERS, "sampler", name)
     sampling_times(experiment, config.sampler.steps)
     jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
     return experiment

@@ -38,6 +38,21 @@ def open_manager(workdir: Path, *, keep: int | None = None) -> Iterator[ocp.Chec
         yield manager
 
 
+def last_step(workdir: Path, config: ConfigDict) -> int:
+    """The step of the last checkpoint of this run; 0 if there is none yet.
+
+    Raises:
+      UserError: the workdir holds another run (`check_same_run`).
+    """
+    if not (workdir / "checkpoints").is_dir():
+        return 0
+    with open_manager(workdir) as manager:
+        step = manager.latest_step() or 0
+        if step:
+            check_same_run(restore_config(manager, step), config, workdir)
+        return step
+
+
 def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
     """Starts to save `state`; returns as soon as the devices may change it."""
     step = int(state.step)

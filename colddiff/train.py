@@ -6,7 +6,7 @@ number of devices.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ import optax
 from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
+from orbax.checkpoint import CheckpointManager
 from tensorboardX import SummaryWriter
 
 from colddiff import checkpoint, data, evaluate
@@ -118,15 +119,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     experiment = build(config)
     mesh = create_mesh()
     rows = host_rows("config.train.batch_size", config.train.batch_size, mesh)
+    start = checkpoint.last_step(workdir, config)
+    if start >= config.train.num_steps:
+        logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
+        return
+    images = _load_train_images(config)
+    pictured = evaluate.load_test_images(config, config.eval.pictures)
     with checkpoint.open_manager(workdir, keep=config.train.checkpoints_kept) as manager:
-        start = manager.latest_step() or 0
-        if start:
-            saved = checkpoint.restore_config(manager, start)
-            checkpoint.check_same_run(saved, config, workdir)
-        if start >= config.train.num_steps:
-            logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
-            return
-        images = _load_train_images(config)
         state = init_state(experiment, mesh)
         logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         if start:
@@ -142,16 +141,23 @@ def train(config: ConfigDict, workdir: Path) -> None:
             rows=rows,
             threads=config.data.threads,
         )
-        _loop(experiment, mesh, state, batches, manager, workdir)
+        _loop(experiment, mesh, state, batches, pictured, manager, workdir)
 
 
-def _loop(experiment, mesh, state, batches, manager, workdir) -> None:
-    """Step, log, picture, save, until the batches end."""
+def _loop(
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+    batches: Iterable[np.ndarray],
+    pictured: np.ndarray,
+    manager: CheckpointManager,
+    workdir: Path,
+) -> None:
+    """Step, log, picture (of the images `pictured`), save, until the batches end."""
     settings = experiment.config.train
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
     degrade = jax.device_put(experiment.degrade, replicated(mesh))
-    pictured = _pictured_images(experiment.config)
     writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
     images_per_step = settings.batch_size * settings.accumulation
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
@@ -164,25 +170,30 @@ def _loop(experiment, mesh, state, batches, manager, workdir) -> None:
             # One step in flight while the next is prepared; no more, so that times are true.
             jax.block_until_ready(metrics[-2:-1])
             meter.advance()
-            if step % settings.log_every == 0 or last:
+            saves = step % settings.checkpoint_every == 0 or last
+            if step % settings.log_every == 0 or saves:
                 _log(writer, meter, step, metrics)
                 metrics = []
             if settings.sample_every and (step % settings.sample_every == 0 or last):
                 picture = evaluate.picture(experiment, state.ema_params, pictured)
                 save_png(workdir / "samples" / f"{step:07d}.png", picture)
                 writer.add_image("samples", picture, step, dataformats="HWC")
-            if step % settings.checkpoint_every == 0 or last:
+            if saves:
                 checkpoint.save(manager, state, experiment.config)
 
 
 def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics]) -> None:
-    """Means since the last log, to TensorBoard and the progress line."""
+    """Means since the last log, to TensorBoard and the progress line.
+
+    Raises:
+      UserError: one of them is no finite number, so that what it led to is never saved.
+    """
     values = jax.device_get(metrics)
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    if not math.isfinite(means["loss"]):
+    if not all(map(math.isfinite, means.values())):
         raise UserError(
-            f"the loss is {means['loss']} at step {step}; the last checkpoint is kept. "
-            "Try a lower config.train.learning_rate"
+            f"the training diverged by step {step}: {means}. The last checkpoint is kept; "
+            "try a lower config.train.learning_rate"
         )
     for name, value in means.items():
         writer.add_scalar(f"train/{name}", value, step)
@@ -200,8 +211,3 @@ def _load_train_images(config: ConfigDict) -> data.Images:
     )
     logging.info("training images: %d of %s", len(images), settings.source)
     return images
-
-
-def _pictured_images(config: ConfigDict) -> np.ndarray:
-    """The first test images, of which the training shows pictures."""
-    return evaluate.load_test_images(config, config.eval.pictures)

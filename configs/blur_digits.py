@@ -3,8 +3,8 @@
     python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
 
 No row of the paper: a small network, a high learning rate and few steps, to see it work. Cost: 400
-steps of 32 images and the evaluation took 4 minutes on two CPU cores. Result on the 297 test digits:
-RMSE .196 degraded, .025 direct, .025 sampled; SSIM .38, .98, .98.
+steps of 32 images and the evaluation took 4 minutes on two CPU cores. Result on the 297 test
+digits: RMSE .196 degraded, .025 direct, .025 sampled; SSIM .38, .98, .98.
 """
 
 from ml_collections import ConfigDict

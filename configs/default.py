@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.sampler = ConfigDict(dict(name="tacos", steps=0))  # steps: 0 for every t of T..1
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = 64
+    evaluation.batch_size = 64  # rounded up to share it among the devices
     evaluation.num_images = 0  # the first so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures
