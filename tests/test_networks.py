@@ -64,7 +64,7 @@ def test_sizes_that_cannot_work_are_refused(network, size, message):
 
 def test_options_of_the_convnext_unet():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
-    model = ConvNeXtUNet(channels=1, width=8, multipliers=(1, 2))
+    model = ConvNeXtUNet(channels=1, width=8, multipliers=(1,))
     params = jax.jit(model.init)(jax.random.key(1), x, t)
     residual = jax.jit(model.clone(residual=True).apply)(params, x, t)
     np.testing.assert_allclose(residual, x + jax.jit(model.apply)(params, x, t), atol=1e-5)
