@@ -3,17 +3,14 @@
 Tables of names, and the checks that a config can work; nothing is trained, read or written here.
 """
 
-import functools
 import inspect
 import math
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -29,6 +26,9 @@ _RANGES = {  # of the config's numbers, ends included
     "data.crop_margin": (0, math.inf),
     "data.threads": (1, math.inf),
     "degradation.num_steps": (1, math.inf),
+    "model.width": (1, math.inf),
+    "model.num_blocks": (1, math.inf),
+    "model.dropout": (0, 1),
     "train.num_steps": (1, math.inf),
     "train.batch_size": (1, math.inf),
     "train.accumulation": (1, math.inf),
@@ -67,6 +67,11 @@ class Experiment(NamedTuple):
     T: int
 
     @property
+    def steps(self) -> int:
+        """How many steps the config's sampler takes; its 0 means T."""
+        return self.config.sampler.steps or self.T
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         data = self.config.data
@@ -79,6 +84,7 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       UserError: a name that does not exist, or settings that cannot work together.
     """
+    _check_fields(config)
     _check_numbers(config)
     model = _make("model", config.model, NETWORKS, channels=config.data.channels)
     experiment = Experiment(
@@ -91,7 +97,7 @@ def build(config: ConfigDict) -> Experiment:
     )
     for name in (config.sampler.name, *config.eval.samplers):
         named(SAMPLERS, "sampler", name)
-    sampling_times(experiment, config.sampler.steps)
+    times_between(experiment.T, experiment.steps)  # refuses wrong ones
     jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
     return experiment
 
@@ -100,11 +106,6 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
     """The restorer's initial parameters."""
     images = jnp.zeros((1, *experiment.image_shape))
     return experiment.model.init(key, images, jnp.zeros(1, jnp.int32))["params"]
-
-
-def sampling_times(experiment: Experiment, steps: int) -> np.ndarray:
-    """`steps` even steps from T to 0, or T of them for `steps=0`."""
-    return times_between(experiment.T, steps or experiment.T)
 
 
 def named(table: Mapping[str, Any], what: str, name: str) -> Any:
@@ -161,10 +162,24 @@ def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
     return function(*args, **settings)
 
 
+def _check_fields(config: ConfigDict) -> None:
+    """Refuses a config that lacks a section or field that all experiments have."""
+    for path in _RANGES:
+        section, _, field = path.rpartition(".")
+        if section != "model" and field not in (config.get(section, ()) if section else config):
+            raise UserError(f"the config has no {path}; begin it with configs/default.py")
+
+
 def _check_numbers(config: ConfigDict) -> None:
     """Refuses numbers outside their range, with the field's name."""
     for path, (low, high) in _RANGES.items():
-        value = functools.reduce(operator.getitem, path.split("."), config)
+        section, _, field = path.rpartition(".")
+        fields = config[section] if section else config
+        if field not in fields and section == "model":
+            continue  # another model's
+        value = fields[field]
         if not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
+    if config.data.channels not in (1, 3):
+        raise UserError(f"config.data.channels={config.data.channels} must be 1 (gray) or 3 (RGB)")

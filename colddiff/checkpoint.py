@@ -5,7 +5,7 @@ step (`colddiff.data.batches`). A run goes on only with the config that it was s
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from colddiff.errors import UserError
 from colddiff.state import TrainState
 
-# What makes a run the run it is; other fields may change when it is continued.
-_IDENTITY = ("seed", "data", "degradation", "model")
-_FREE = ("data.cache", "data.threads")
+# The fields that trained parameters belong to, and those that a run's going on depends on.
+SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels")
+SAME_RUN = (*SAME_MODEL, "seed", "data")
+_FREE = ("data.test_split", "data.threads")
 
 
 @contextmanager
@@ -28,11 +29,11 @@ def open_manager(workdir: Path, *, keep: int | None = None) -> Iterator[ocp.Chec
     """The checkpoints of `workdir`; waits for saves at the end.
 
     Args:
-      keep: how many of the last ones to keep; None opens them for reading alone.
+      keep: how many of the last ones to keep; None is for reading: nothing is made or deleted.
     """
     writes = keep is not None
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=writes, read_only=not writes, cleanup_tmp_directories=writes
+        max_to_keep=keep, create=writes, cleanup_tmp_directories=writes
     )
     with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
         yield manager
@@ -42,14 +43,14 @@ def last_step(workdir: Path, config: ConfigDict) -> int:
     """The step of the last checkpoint of this run; 0 if there is none yet.
 
     Raises:
-      UserError: the workdir holds another run (`check_same_run`).
+      UserError: the workdir holds another run (`check_same`).
     """
     if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir) as manager:
         step = manager.latest_step() or 0
         if step:
-            check_same_run(restore_config(manager, step), config, workdir)
+            check_same(SAME_RUN, restore_config(manager, step), config, workdir)
         return step
 
 
@@ -72,34 +73,50 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -
         state=ocp.args.StandardRestore(targets.replace(ema_params=None)),
         ema_params=ocp.args.StandardRestore(targets.ema_params),
     )
-    found = manager.restore(step, args=items)
+    found = _restore(manager, step, items)
     return found.state.replace(ema_params=found.ema_params)
 
 
 def restore_ema(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
     """The averaged parameters saved at `step`, with the shapes and shardings of `like`."""
     items = ocp.args.Composite(ema_params=ocp.args.StandardRestore(like))
-    return manager.restore(step, args=items).ema_params
+    return _restore(manager, step, items).ema_params
 
 
 def restore_config(manager: ocp.CheckpointManager, step: int) -> ConfigDict:
-    """The config saved at `step`."""
+    """The config saved at `step`, locked."""
     items = ocp.args.Composite(config=ocp.args.JsonRestore())
-    return ConfigDict(manager.restore(step, args=items).config)
+    return ConfigDict(_restore(manager, step, items).config).lock()
 
 
-def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
-    """Refuses to go on with another seed, data, degradation or model; logs what else changed.
+def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
+    """Items of the checkpoint of `step`; one that cannot be read is the user's error."""
+    try:
+        return manager.restore(step, args=items)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the checkpoint {manager.directory}/{step} cannot be read: {reason}\n"
+            "Delete it to go on from an earlier one, or use another --workdir"
+        ) from error
+
+
+def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
+    """Refuses a config that differs from the saved one in `fields`; logs what else differs.
+
+    Args:
+      fields: fields or sections, such as `SAME_RUN`.
 
     Raises:
       UserError: names every such field with both values.
     """
     old, new = _flat(as_json(saved)), _flat(as_json(config))
     changed = sorted(k for k in old | new if old.get(k) != new.get(k))
-    refused = [k for k in changed if k.split(".")[0] in _IDENTITY and k not in _FREE]
+    matters = lambda k: k not in _FREE and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
     tell = lambda k: f"{k}: {old.get(k)!r} there, {new.get(k)!r} here"  # noqa: E731
+    refused = [tell(k) for k in changed if matters(k)]
     if refused:
-        differences = "\n  ".join(map(tell, refused))
+        differences = "\n  ".join(refused)
         raise UserError(
             f"{workdir} holds a run of another config:\n  {differences}\n"
             "Use another --workdir, or that run's config"

@@ -11,7 +11,7 @@ to `size`, the rest cut off evenly. Random augmentation is part of the train ste
 The order is a function of the seed and the step alone, so the step is the data position.
 """
 
-import binascii
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +29,9 @@ from colddiff.errors import UserError, unknown_name
 SPLITS = ("train", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MODES = {1: "L", 3: "RGB"}
-_DIGITS_TRAIN = 1500  # the last 297 digits, by writers of their own, are the test split
+_DIGITS_TRAIN = 1500  # the last 297 digits are the test split
 _FOLDER_TEST_SHARE = 0.1
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as PIL raises
+_CHUNK = 256  # images decoded at once
 
 
 class Images(Protocol):
@@ -54,7 +54,7 @@ def load(
 ) -> Images:
     """The images of one split of a source.
 
-    An image that cannot be read is left out, with its name in a warning; how many is logged.
+    An image that cannot be read is left out, with its name and how many there were in a warning.
 
     Args:
       source: see above.
@@ -73,11 +73,8 @@ def load(
         raise unknown_name("data source", source, ("digits", "tfds:NAME", "folder:PATH"))
     if channels not in _MODES:
         raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
-    records = SOURCES[kind](argument, split)
-    if limit:
-        records = records._replace(names=records.names[:limit])
-    lazy = _LazyImages(records, size, channels)
-    return _decode_all(lazy, source) if cache else lazy
+    lazy = _LazyImages(SOURCES[kind](argument, split), size, channels, limit)
+    return lazy.decode_all() if cache else lazy
 
 
 def batches(
@@ -115,39 +112,56 @@ def batches(
 class _LazyImages:
     """Images decoded when asked for."""
 
-    def __init__(self, records: Records, size: int, channels: int):
+    def __init__(self, records: Records, size: int, channels: int, limit: int):
         self._records, self._size, self._channels = records, size, channels
+        self._length = min(limit or len(records.names), len(records.names))
+        self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._records.names)
+        return self._length
 
     def __getitem__(self, i: int) -> np.ndarray:
-        for j in range(len(self)):
-            image = self.read((i + j) % len(self))
+        for j in range(len(self._records.names)):
+            image = self._read((i + j) % len(self._records.names))
             if image is not None:
                 return image
-        raise UserError(f"none of the {len(self)} images can be read")
+        raise self._nothing()
 
-    def read(self, i: int) -> np.ndarray | None:
-        """Image i, or None, with a warning, if it cannot be read."""
+    def decode_all(self) -> np.ndarray:
+        """The readable ones, `[N, size, size, channels]`."""
+        images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
+        count = 0
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(self._records.names), _CHUNK):
+                chunk = range(start, min(start + _CHUNK, len(self._records.names)))
+                for image in pool.map(self._read, chunk):
+                    if image is not None and count < len(images):
+                        images[count] = image
+                        count += 1
+                if count == len(images):
+                    break
+        if not count:
+            raise self._nothing()
+        return images[:count]
+
+    def _read(self, i: int) -> np.ndarray | None:
+        """Image i, or None, with a warning the first time, if it cannot be read."""
         try:
             return _fit(self._records.open(i), self._size, self._channels)
-        except _UNREADABLE as error:
-            logging.warning("skipped the unreadable image %s: %s", self._records.names[i], error)
+        except Exception as error:  # decoders raise all sorts on damaged files
+            if i not in self._unreadable:
+                self._unreadable.add(i)
+                logging.warning(
+                    "skipped the unreadable image %s (%d so far): %r",
+                    self._records.names[i],
+                    len(self._unreadable),
+                    error,
+                )
             return None
 
-
-def _decode_all(lazy: _LazyImages, source: str) -> np.ndarray:
-    """All readable images, `[N, size, size, channels]`."""
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lazy.read, range(len(lazy))))
-    readable = [image for image in images if image is not None]
-    skipped = len(images) - len(readable)
-    if not readable:
-        raise UserError(f"none of the {len(images)} images of {source} can be read")
-    if skipped:
-        logging.warning("unreadable images skipped: %d of %d in %s", skipped, len(images), source)
-    return np.stack(readable)
+    def _nothing(self) -> UserError:
+        names = self._records.names
+        return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
 
 
 def _fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -181,9 +195,9 @@ def _tfds(name: str, split: str) -> Records:
 
     try:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         message = f"TFDS knows no dataset {name!r}, and none lies in TFDS_DATA_DIR"
-        raise UserError(message) from error
+        raise UserError(f"{message} ({str(error).strip().splitlines()[0]})") from error
     keys = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
     if len(keys) != 1:
         raise UserError(f"tfds:{name} must have one image feature; it has {keys or 'none'}")
@@ -196,6 +210,7 @@ def _tfds(name: str, split: str) -> Records:
     try:
         # The bytes as stored: PIL decodes them ten times as fast as TFDS would.
         rows = builder.as_data_source(split, decoders={keys[0]: tfds.decode.SkipDecoding()})
+        names = [f"tfds:{name} {split} #{i}" for i in range(len(rows))]
     except NotImplementedError as error:
         raise UserError(
             f"tfds:{name} at {builder.data_path} is in a format without random access; "
@@ -204,17 +219,13 @@ def _tfds(name: str, split: str) -> Records:
         ) from error
     except (KeyError, ValueError) as error:
         raise unknown_name(f"split of tfds:{name}", split, builder.info.splits) from error
-    names = range(len(rows))
-    return Records(
-        [f"tfds:{name} {split} #{i}" for i in names],
-        lambda i: Image.open(io.BytesIO(rows[i][keys[0]])),
-    )
+    return Records(names, lambda i: Image.open(io.BytesIO(rows[i][keys[0]])))
 
 
 def _folder(path: str, split: str) -> Records:
     """Image files below a folder: its own `train` and `test` folders, or a fixed tenth for test.
 
-    That tenth is chosen by a hash of the files' names, so it is the same on every machine.
+    That tenth is chosen by a hash of each file's name: files that come later move no other.
     """
     if split not in SPLITS:
         raise unknown_name("split of a folder", split, SPLITS)
@@ -227,9 +238,10 @@ def _folder(path: str, split: str) -> Records:
     if not own_splits:
         if len(files) < len(SPLITS):
             raise UserError(f"{root} holds {len(files)} PNG or JPEG files; at least 2 are needed")
-        name = lambda f: f.relative_to(root).as_posix()  # noqa: E731
-        by_hash = sorted(files, key=lambda f: binascii.crc32(name(f).encode()))
-        test = set(by_hash[: max(1, round(_FOLDER_TEST_SHARE * len(files)))])
+        hashes = {f: hashlib.sha256(f.relative_to(root).as_posix().encode()) for f in files}
+        share = {f: int.from_bytes(h.digest()[:4], "big") / 2**32 for f, h in hashes.items()}
+        first, *_, last = sorted(files, key=share.get)  # neither split is ever empty
+        test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
         raise UserError(f"{top} holds no PNG or JPEG file")

@@ -16,11 +16,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from colddiff import data, metrics
-from colddiff.build import Experiment, sampling_times
+from colddiff.build import Experiment
 from colddiff.images import from_uint8, grid, save_png, to_unit
 from colddiff.inference import run_sampler
 from colddiff.progress import Meter
-from colddiff.samplers import SAMPLERS, direct, image_keys, tacos
+from colddiff.samplers import SAMPLERS, direct, image_keys, tacos, times_between
 from colddiff.state import create_mesh, replicated, to_mesh
 
 _TITLES = {
@@ -77,8 +77,8 @@ def evaluate(experiment: Experiment, params: Any, step: int) -> Report:
     T_only = np.array([experiment.T])
     rows = [_score(experiment, params, images, "degraded", T_only)]
     for name in config.eval.samplers:
-        steps = 1 if name == "direct" else config.sampler.steps
-        rows.append(_score(experiment, params, images, name, sampling_times(experiment, steps)))
+        times = times_between(experiment.T, 1 if name == "direct" else experiment.steps)
+        rows.append(_score(experiment, params, images, name, times))
     source, split = config.data.source, config.data.test_split
     weights = "EMA" if config.eval.samplers else "none"
     return Report(source, split, len(images), experiment.T, weights, step, rows)
@@ -140,7 +140,7 @@ def _keep_degraded(restore, degrade, params, xT, keys, times):
 
 def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarray:
     """x0, xT, direct and iterates of tacos for uint8 `images`, side by side; uint8 `[., ., 3]`."""
-    times = sampling_times(experiment, experiment.config.sampler.steps)
+    times = times_between(experiment.T, experiment.steps)
     marks = times[np.unique(np.round(np.linspace(0, len(times) - 1, 6)).astype(int))]
     keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
     x0 = from_uint8(jnp.asarray(images))
@@ -161,7 +161,8 @@ def markdown(report: Report) -> str:
     )
     lines = [head, "", "| | steps | RMSE | PSNR (dB) | SSIM |", "|---|---|---|---|---|"]
     for row in report.rows:
-        scores = f"{row.rmse:.4f} | {row.psnr:.2f} | {row.ssim:.4f}"
+        ssim = "–" if math.isnan(row.ssim) else f"{row.ssim:.4f}"  # images below its window
+        scores = f"{row.rmse:.4f} | {row.psnr:.2f} | {ssim}"
         lines.append(f"| {_TITLES[row.name]} | {row.steps} | {scores} |")
     return "\n".join(lines) + "\n"
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from colddiff import checkpoint
-from colddiff.build import Experiment, build, init_params, named, sampling_times
+from colddiff.build import Experiment, build, init_params, named
 from colddiff.degradations import Degrade
 from colddiff.errors import UserError
-from colddiff.samplers import SAMPLERS, Restore, image_keys
-from colddiff.state import create_mesh, replicated
+from colddiff.samplers import SAMPLERS, Restore, image_keys, times_between
+from colddiff.state import create_mesh, replicated, split_axis
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ class Run:
             shape = ("B", *self.experiment.image_shape)
             raise UserError(f"xT must be of shape {shape}; got {xT.shape}")
         function = named(SAMPLERS, "sampler", sampler or self.config.sampler.name)
-        steps = self.config.sampler.steps if steps is None else steps
-        times = sampling_times(self.experiment, steps)
+        times = times_between(self.T, self.experiment.steps if steps is None else steps)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
-        xT = jnp.asarray(xT, jnp.float32)
+        # All devices share the work where they can share it evenly.
+        mesh = create_mesh()
+        sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
+        xT, keys = jax.device_put((jnp.asarray(xT, jnp.float32), keys), sharding)
         return run_sampler(function, self.restore, self.degrade, params, xT, keys, times)
 
 
@@ -96,7 +98,7 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
 
     Args:
       step: of which checkpoint; None for the last.
-      config: to use instead of the saved one, which must be of the same run.
+      config: to use instead of the saved one; model and degradation must be the same.
 
     Raises:
       UserError: `workdir` holds no such checkpoint, or one of another run. Nothing ever goes on
@@ -119,7 +121,7 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
         step = max(steps) if step is None else step
         saved = checkpoint.restore_config(manager, step)
         if config is not None:
-            checkpoint.check_same_run(saved, config, workdir)
+            checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
         experiment = build(saved if config is None else config)
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
         sharding = replicated(create_mesh())

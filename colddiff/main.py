@@ -74,16 +74,23 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _CONFIG.value.lock()  # reading it shows whether the file could be loaded
     except (flags.Error, UserError) as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"cannot read --config: {error}") from error
     except Exception as error:  # of the config file's own code, or of a --config.FIELD
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if Path(f.filename).parent.name == "configs"]
-        if not own:
-            raise UserError(f"no such field for a --config.FIELD flag: {error.args[0]}") from error
-        place = f"{own[-1].filename}:{own[-1].lineno}"
-        raise UserError(f"{place}: {type(error).__name__}: {error.args[0]}") from error
+        raise UserError(_config_error(error, argv)) from error
     return rest
+
+
+def _config_error(error: Exception, argv: list[str]) -> str:
+    """What is wrong with the config, with the line of its file that says so if there is one."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {reason}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.name in ("get_config", "<module>")]
+    if own:
+        return f"{own[-1].filename}:{own[-1].lineno}: {reason}"
+    if isinstance(error, AttributeError | KeyError) and any("--config." in arg for arg in argv):
+        return f"no such field for a --config.FIELD flag: {error}"
+    return f"cannot use --config: {reason}"
 
 
 def _is_ours_or_serious(record: python_logging.LogRecord) -> bool:

@@ -1,5 +1,6 @@
 """How long work shows that it moves: a live line on a terminal, plain log lines elsewhere."""
 
+import datetime
 import sys
 import time
 from types import TracebackType
@@ -7,7 +8,8 @@ from typing import TextIO
 
 from absl import logging
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 
 class Meter:
@@ -19,19 +21,17 @@ class Meter:
     def __init__(self, what: str, *, total: int, start: int = 0, images_per_step: int):
         self._what, self._total, self._start = what, total, start
         self._images_per_step = images_per_step
-        self._done, self._text = start, ""
+        self._done = start
         self._began = self._noted = (time.monotonic(), start)
         self._live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}  ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            # One column, of which a narrow terminal cuts off the end.
+            TextColumn(
+                "{task.description}  {task.fields[text]}", table_column=Column(no_wrap=True)
+            ),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._live.add_task(what, total=total, completed=start, rates="", text="")
+        self._task = self._live.add_task(what, text="")
 
     def __enter__(self) -> "Meter":
         self._live.start()
@@ -51,25 +51,27 @@ class Meter:
     def advance(self) -> None:
         """One more step is done."""
         self._done += 1
-        if not self._live.disable:
-            rates = self._rates(self._began)
-            self._live.update(self._task, completed=self._done, rates=rates)
+        self._live.update(self._task, description=self._status(self._began))
 
     def note(self, text: str = "") -> None:
         """Shows `text` with the progress; off a terminal, one log line."""
-        if not self._live.disable:
-            self._live.update(self._task, text=text)
-            return
-        seconds = (time.monotonic() - self._began[0]) / max(self._done - self._start, 1)
-        eta = time.strftime("%H:%M:%S", time.gmtime(seconds * (self._total - self._done)))
-        parts = (f"{self._what} {self._done}/{self._total}", text, self._rates(self._noted))
-        logging.info("%s  ETA %s", "  ".join(filter(None, parts)), eta)
+        self._live.update(self._task, text=text)
+        if self._live.disable:
+            logging.info("%s", f"{self._status(self._noted)}  {text}".rstrip())
         self._noted = (time.monotonic(), self._done)
 
-    def _rates(self, since: tuple[float, int]) -> str:
-        """Steps and images per second since a (time, step)."""
-        steps = (self._done - since[1]) / max(time.monotonic() - since[0], 1e-9)
-        return f"{steps:.3g} steps/s  {steps * self._images_per_step:.4g} images/s"
+    def _status(self, since: tuple[float, int]) -> str:
+        """Steps done, speed since a (time, step), time left at the speed since the beginning."""
+        now = time.monotonic()
+        steps = (self._done - since[1]) / max(now - since[0], 1e-9)
+        left = (
+            (now - self._began[0]) / max(self._done - self._start, 1) * (self._total - self._done)
+        )
+        return (
+            f"{self._what} {self._done}/{self._total}  {steps:.3g} steps/s  "
+            f"{steps * self._images_per_step:.4g} images/s  "
+            f"ETA {datetime.timedelta(seconds=round(left))}"
+        )
 
 
 def _log_to(stream: TextIO) -> None:

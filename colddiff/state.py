@@ -87,7 +87,6 @@ def update_ema(ema_params: Any, params: Any, step: jax.Array, train: ConfigDict)
 
     Before `train.ema_start` it is a plain copy.
     """
-    rate = jnp.where(step < train.ema_start, 1.0, 1 - train.ema_decay)
-    return optax.periodic_update(
-        optax.incremental_update(params, ema_params, rate), ema_params, step, train.ema_every
-    )
+    rate = jnp.where(step % train.ema_every == 0, 1 - train.ema_decay, 0.0)
+    rate = jnp.where(step < train.ema_start, 1.0, rate)
+    return optax.incremental_update(params, ema_params, rate)

@@ -45,7 +45,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
     """`train_step(state, images, degrade) -> (state, metrics)`, jitted; `state` is donated.
 
     `images` is uint8 `[accumulation, batch_size, S, S, C]`, `degrade` that of the experiment.
-    The metrics are scalars: `loss`, the l1 on [-1, 1], and `grad_norm`.
+    The metrics are scalars: `loss`, the l1 on [-1, 1], `grad_norm`, and `param_norm` thereafter.
     """
     config = experiment.config
 
@@ -75,7 +75,8 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema_params = update_ema(state.ema_params, params, step, config.train)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        metrics = {"loss": loss, **norms}
         return TrainState(step, params, ema_params, opt_state), metrics
 
     everywhere = replicated(mesh)
@@ -158,7 +159,7 @@ def _loop(
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
     degrade = jax.device_put(experiment.degrade, replicated(mesh))
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
     images_per_step = settings.batch_size * settings.accumulation
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
     metrics = []
@@ -179,6 +180,7 @@ def _loop(
                 save_png(workdir / "samples" / f"{step:07d}.png", picture)
                 writer.add_image("samples", picture, step, dataformats="HWC")
             if saves:
+                writer.flush()
                 checkpoint.save(manager, state, experiment.config)
 
 
@@ -192,8 +194,8 @@ def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics])
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     if not all(map(math.isfinite, means.values())):
         raise UserError(
-            f"the training diverged by step {step}: {means}. The last checkpoint is kept; "
-            "try a lower config.train.learning_rate"
+            f"the training diverged by step {step}: {means}. The last checkpoint is from before; "
+            "try a lower config.train.learning_rate, in another workdir if this comes again"
         )
     for name, value in means.items():
         writer.add_scalar(f"train/{name}", value, step)

@@ -21,6 +21,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+_MATHS = ("test_degradations", "test_images", "test_metrics", "test_networks", "test_samplers")
+
+
+@pytest.fixture(autouse=True)
+def no_silent_change_of_dtype(request):
+    """In the maths; optax itself relies on such changes."""
+    strict = request.module.__name__ in _MATHS
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+        yield
+
+
 def tiny_config() -> ConfigDict:
     """blur_digits with a network and images so small that a step takes milliseconds."""
     config = blur_digits.get_config()

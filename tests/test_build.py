@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colddiff.build import build, sampling_times
+from colddiff.build import build
 from colddiff.errors import UserError
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__",))
@@ -36,16 +36,16 @@ def test_table_1_settings():
     )
 
 
-def test_sampling_times(config):
-    experiment = build(config)
-    assert sampling_times(experiment, 0).tolist() == [6, 5, 4, 3, 2, 1, 0]
-    assert sampling_times(experiment, 2).tolist() == [6, 3, 0]
+def test_no_steps_means_all(config):
+    assert build(config).steps == 6
+    config.sampler.steps = 2
+    assert build(config).steps == 2
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("degradation.name", "fog", "unknown degradation 'fog'; valid: gaussian_blur"),
+        ("degradation.name", "fog", "unknown degradation 'fog'; valid: .*gaussian_blur"),
         ("model.name", "unet", "unknown model 'unet'; valid: convnext_unet, resnet_unet"),
         ("model.dtype", "float64", "unknown model.dtype 'float64'; valid: bfloat16, float32"),
         ("train.optimizer", "lion", "unknown train.optimizer 'lion'; valid: adam"),
@@ -55,6 +55,16 @@ def test_sampling_times(config):
         ("train.batch_size", 0, "config.train.batch_size=0 must be 1 or more"),
         ("seed", -1, r"config.seed=-1 must be in 0\.\.4294967295"),
         ("train.ema_decay", 1.5, r"config.train.ema_decay=1.5 must be in 0\.\.1"),
+        ("data.channels", 2, r"config.data.channels=2 must be 1 \(gray\) or 3 \(RGB\)"),
+        ("model.width", 0, "config.model.width=0 must be 1 or more"),
+        ("model.dropout", 1.5, r"config.model.dropout=1.5 must be in 0\.\.1"),
+        (
+            "model.multipliers",
+            (1, 0),
+            r"multipliers=\(1, 0\) must be one or more positive integers",
+        ),
+        ("model.multipliers", (), r"multipliers=\(\) must be one or more positive integers"),
+        ("eval.samplers", ("direct", "dirct"), "unknown sampler 'dirct'; valid: direct"),
         ("data.image_size", 15, "image_size=15 cannot be halved 1 times"),
         ("degradation.padding", "zero", "unknown padding 'zero'"),
     ],
@@ -71,6 +81,13 @@ def test_a_setting_of_another_model_is_refused(config):
     with pytest.raises(
         UserError, match="unexpected keyword argument 'heads'; it takes channels, width"
     ):
+        build(config)
+
+
+def test_a_config_without_a_section_is_refused(config):
+    with config.unlocked():
+        del config.eval
+    with pytest.raises(UserError, match=r"the config has no eval\.batch_size; begin it with"):
         build(config)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import struct
 
 import numpy as np
 import pytest
@@ -69,11 +70,15 @@ def test_folder_turns_images_upright(tmp_path):
 
 
 def test_folder_split_is_fixed_disjoint_and_complete(tmp_path):
-    names = [f"{i:03d}.png" for i in range(50)]
-    write_images(tmp_path, names)
     load = lambda split: data.load(f"folder:{tmp_path}", split, size=4, channels=3)  # noqa: E731
-    train, test = ({int(image[0, 0, 0]) for image in load(s)} for s in data.SPLITS)
-    assert len(test) == 5 and not train & test and train | test == set(range(50))
+    found = []
+    for names in ([f"{i:03d}.png" for i in range(n)] for n in (2, 100, 200)):
+        write_images(tmp_path, names)
+        train, test = ({int(image[0, 0, 0]) for image in load(s)} for s in data.SPLITS)
+        assert train and test and not train & test and train | test == set(range(len(names)))
+        found.append((train, test))
+    assert found[1][0] < found[2][0] and found[1][1] < found[2][1]  # more files move none
+    assert 10 <= len(found[2][1]) <= 30
     (tmp_path / "train").mkdir()
     write_images(tmp_path / "test", ["a.png"])
     with pytest.raises(UserError, match="train holds no PNG or JPEG file"):
@@ -95,18 +100,36 @@ def test_unreadable_files_are_skipped_named_and_counted(tmp_path, caplog, cache)
     assert {int(image[0, 0, 0]) for image in images} == set(range(20))
     said = "\n".join(warnings_of(caplog))
     for name in ("empty.png", "text.jpg", "cut.png"):
-        assert f"skipped the unreadable image {tmp_path}/{name}" in said
-    if cache:
-        assert sum(map(len, found)) == 20
-        counts = [line for line in warnings_of(caplog) if line.startswith("unreadable images")]
-        assert sum(int(line.split()[3]) for line in counts) == 3
+        assert said.count(f"skipped the unreadable image {tmp_path}/{name}") == 1
+    assert said.count("so far") == 3 and "(2 so far)" in said
+    assert sum(map(len, found)) == (20 if cache else 23)
+
+
+def test_the_first_so_many_are_readable_ones(tmp_path):
+    write_images(tmp_path / "test", [f"{i}.png" for i in range(1, 5)])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test" / "0.png").write_text("no image")
+    images = data.load(f"folder:{tmp_path}", "test", size=4, channels=3, limit=2)
+    assert images[:, 0, 0, 0].tolist() == [0, 1]  # of 1.png and 2.png
+
+
+def test_a_broken_exif_block_is_just_one_unreadable_image(tmp_path, monkeypatch):
+    write_images(tmp_path, ["train/a.jpg", "train/b.jpg", "train/c.jpg", "test/d.jpg"])
+
+    def broken(image):
+        if image.filename.endswith("a.jpg"):
+            raise struct.error("required argument is not an integer")
+        return image
+
+    monkeypatch.setattr(data.ImageOps, "exif_transpose", broken)
+    assert len(data.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
 
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_no_readable_file_is_an_error(tmp_path, cache):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_text("no image")
-    with pytest.raises(UserError, match=r"none of the 2 images .*can be read"):
+    with pytest.raises(UserError, match=r"none of the 2 images can be read, the first is .*png"):
         data.load(f"folder:{tmp_path}", "train", size=4, channels=3, cache=cache)[0]
 
 
@@ -118,6 +141,7 @@ def test_no_readable_file_is_an_error(tmp_path, cache):
         ("folder:", "train", "unknown data source"),
         ("digits", "valid", "unknown split of digits 'valid'; valid: test, train"),
         ("tfds:no_such_dataset", "train", "TFDS knows no dataset 'no_such_dataset'"),
+        ("tfds:mnist:9.9.9", "train", "TFDS knows no dataset 'mnist:9.9.9'"),
     ],
 )
 def test_wrong_sources_are_refused(source, split, message):

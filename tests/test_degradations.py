@@ -147,6 +147,7 @@ def test_schedules():
         ({"kernel_size": 4}, "kernel_size=4 must be odd"),
         ({"padding": "zero"}, "unknown padding 'zero'; valid: circular, reflect"),
         ({"std": [1.0, 2.0]}, "std has 2 values; give 1 or num_steps=12"),
+        ({"std": None}, "std=None must be a number or a list of num_steps=12"),
         ({"std": -1.0}, "std must be positive and finite at every step; got -1.0"),
         ({"kernel_size": 65}, "kernel_size=65 reaches beyond .* use a kernel_size below 64"),
         ({"num_steps": 0}, "num_steps=0 must be 1 or more"),

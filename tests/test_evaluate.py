@@ -42,6 +42,20 @@ def test_a_perfect_restorer_scores_perfectly():
         assert row.rmse < 1e-5 and row.ssim > 1 - 1e-5
 
 
+def test_every_image_has_a_pattern_of_its_own_number():
+    """Whatever the batch: a degradation that adds one number to an image, drawn from its key."""
+    config = tiny_config()
+    config.eval.samplers = ()
+    shift = lambda x0, t, key: x0 + jax.random.normal(key)  # noqa: E731
+    experiment = build(config)._replace(degrade=jax.tree_util.Partial(shift))
+    keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(20)]
+    expected = np.sqrt(np.mean([(float(jax.random.normal(key)) / 2) ** 2 for key in keys]))
+    for batch_size in (8, 20):
+        config.eval.batch_size = batch_size
+        (row,) = evaluate.evaluate(experiment, None, 0).rows
+        assert row.rmse == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
     """Against NumPy in float64; 20 images in batches of 8 leave a last one of 4."""
     config = tiny_config()

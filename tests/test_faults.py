@@ -1,5 +1,6 @@
 """Real processes, killed for real."""
 
+import logging
 import random
 import re
 import signal
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY_FLAGS, command, environment, run_main
 
-from colddiff import inference
+from colddiff import checkpoint, inference
+from colddiff.state import create_mesh, init_state
 
 STEPS = 60
 FLAGS = (
@@ -25,8 +27,12 @@ FLAGS = (
 )
 
 
-def parameters(workdir):
-    return jax.tree.leaves(inference.load(workdir).params)
+def final_state(workdir):
+    """All that is saved at the end: parameters, their average, Adam's moments."""
+    run = inference.load(workdir)
+    with checkpoint.open_manager(workdir) as manager:
+        like = init_state(run.experiment, create_mesh())
+        return jax.tree.leaves(checkpoint.restore_state(manager, like, STEPS))
 
 
 def train_until_killed(workdir, step, seconds):
@@ -38,10 +44,11 @@ def train_until_killed(workdir, step, seconds):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        seen = ""
-        while f"train {step}/{STEPS}" not in seen:
-            seen = process.stderr.readline()
-            assert seen, "it ended before it was killed"
+        reached = -1
+        while reached < step:
+            line = process.stderr.readline()
+            assert line, "it ended before it was killed"
+            reached = int((re.findall(rf"train (\d+)/{STEPS}", line) or [-1])[0])
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
@@ -54,11 +61,12 @@ def test_killed_three_times_and_resumed_is_bit_identical(tmp_path):
     moments = random.Random(time.time_ns())
     for low, high in ((1, 19), (21, 34), (41, 54)):
         step, seconds = moments.randint(low, high), moments.uniform(0, 0.3)
+        logging.warning("killing %.3f s after step %d", seconds, step)  # shown if the test fails
         train_until_killed(tmp_path / "killed", step, seconds)
     done = run_main(*FLAGS, f"--workdir={tmp_path / 'killed'}")
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stderr
-    for a, b in zip(*(parameters(tmp_path / w) for w in ("whole", "killed")), strict=True):
+    for a, b in zip(*(final_state(tmp_path / w) for w in ("whole", "killed")), strict=True):
         assert np.array_equal(a, b)
 
 

@@ -1,5 +1,7 @@
 """`colddiff.load` and `run.sample`, as a notebook uses them."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,27 @@ def test_a_loaded_run_samples(run, x0):
     np.testing.assert_allclose(two, expected, atol=1e-5)
 
 
+def test_batches_of_any_size_on_any_device(run, x0):
+    """Three images cannot be shared by four devices, four can; and xT may lie on one of them."""
+    four = jax.device_put(jnp.concatenate([x0, x0[:1]]), jax.devices()[2])
+    together = run.sample(run.params, four, steps=2)
+    np.testing.assert_allclose(together[:3], run.sample(run.params, x0, steps=2), atol=1e-5)
+
+
+def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+    for damage in ("missing", "truncated"):
+        workdir = shutil.copytree(trained, tmp_path / damage)
+        step = workdir / "checkpoints" / "8"
+        if damage == "missing":
+            shutil.rmtree(step / "config")
+        else:
+            for path in (step / "ema_params").rglob("*"):
+                if path.is_file():
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(UserError, match=f"the checkpoint {step} cannot be read: .*\nDelete it"):
+            colddiff.load(workdir)
+
+
 def test_earlier_checkpoints_can_be_loaded(trained, run):
     early = colddiff.load(str(trained), step=3)
     assert early.step == 3
@@ -58,5 +81,8 @@ def test_wrong_arguments_of_sample(run, x0):
         run.sample(run.params, x0[0])
     with pytest.raises(UserError, match="unknown sampler 'ddim'; valid: direct, naive, tacos"):
         run.sample(run.params, x0, sampler="ddim")
-    with pytest.raises(UserError, match=r"steps=9 must lie in 1\.\.T=6"):
-        run.sample(run.params, x0, steps=9)
+    for steps in (0, 9):
+        with pytest.raises(UserError, match=rf"steps={steps} must lie in 1\.\.T=6"):
+            run.sample(run.params, x0, steps=steps)
+    with pytest.raises(AttributeError):
+        run.config.sampler.stepz = 3

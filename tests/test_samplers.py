@@ -36,7 +36,7 @@ def wrong(params, xt, t):
 
 def add_e(x0, t, key):
     """D(x, s) = x + s e, e drawn from the key (section 3.3)."""
-    return x0 + t * 0.1 * jax.random.normal(key, x0.shape)
+    return x0 + jnp.float32(t) * 0.1 * jax.random.normal(key, x0.shape)
 
 
 BLUR = gaussian_blur(image_size=16, num_steps=T, kernel_size=5, std=1.0, padding="reflect")

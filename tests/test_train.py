@@ -189,7 +189,7 @@ def test_what_training_leaves_to_look_at(tmp_path):
     config.train.sample_every = 4
     train(config, tmp_path)
     events = read_events(tmp_path / "tensorboard")
-    for tag in ("train/loss", "train/grad_norm"):
+    for tag in ("train/loss", "train/grad_norm", "train/param_norm"):
         assert {s for s, t in events if t == tag} == {2, 3, 4, 6, 8}  # 3: a checkpoint
     assert {s for s, tag in events if tag == "samples"} == {4, 8}
     pictures = sorted((tmp_path / "samples").iterdir())
@@ -200,5 +200,34 @@ def test_what_training_leaves_to_look_at(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     config = tiny_config()
     config.train.learning_rate = 1e30
-    with pytest.raises(UserError, match=r"diverged by step \d: .*(nan|inf)"):
+    config.train.checkpoint_every = 1
+    with pytest.raises(UserError, match=r"diverged by step 1: .*(nan|inf)"):
         train(config, tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        inference.load(tmp_path)
+
+
+def test_as_many_checkpoints_as_wanted_are_kept(tmp_path):
+    config = tiny_config()
+    config.train.checkpoint_every = 1
+    config.train.checkpoints_kept = 2
+    train(config, tmp_path)
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.all_steps() == [7, 8]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    """Purged from the step after the checkpoint on, and written out with every checkpoint."""
+    config = tiny_config()
+    config.train.num_steps = 3
+    train(config, tmp_path)
+    train(tiny_config(), tmp_path)
+    steps = [s for s, tag in read_events(tmp_path / "tensorboard") if tag == "train/loss"]
+    assert steps == [2, 3, 4, 6, 8]
+    assert (4, "session") in read_events(tmp_path / "tensorboard")
+
+
+def test_the_seed_decides_the_parameters(config):
+    first = init_state(build(config), create_mesh()).params
+    config.seed = 1
+    assert not equal(first, init_state(build(config), create_mesh()).params)

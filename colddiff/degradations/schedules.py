@@ -32,6 +32,8 @@ def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[
     Raises:
       UserError: the list has another length, or a value is not a positive finite number.
     """
+    if not isinstance(value, int | float | Sequence) or isinstance(value, str):
+        raise UserError(f"{name}={value!r} must be a number or a list of num_steps={num_steps}")
     values = [value] * num_steps if isinstance(value, int | float) else list(value)
     if len(values) != num_steps:
         raise UserError(f"{name} has {len(values)} values; give 1 or num_steps={num_steps}")

@@ -37,7 +37,7 @@ class ConvNeXtUNet(nn.Module):
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
         """`x0_hat` `[B, H, H, C]`, float32; `train` changes nothing (there is no dropout)."""
         del train
-        check_input(xt.shape, len(self.multipliers))
+        check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]
         time = self._embed(t) if self.time_embedding else None
 

@@ -1,6 +1,7 @@
 """What both networks share: the time embedding, the initialiser and the check of the input."""
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -18,18 +19,22 @@ def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
     An odd width ends in a zero. (Vaswani et al. 2017, in the form of Ho et al. 2020.)
     """
     half = width // 2
-    frequencies = jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half))
+    frequencies = jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
     angles = jnp.outer(t.astype(jnp.float32), frequencies)
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, width % 2)))
 
 
-def check_input(shape: tuple[int, ...], levels: int) -> None:
-    """Refuses images that `levels` resolutions, each half of the one before, cannot take.
+def check_input(shape: tuple[int, ...], multipliers: Sequence[int]) -> None:
+    """Refuses images that one level for each multiplier, each half of the last, cannot take.
 
     Raises:
-      UserError: `shape` is no batch of square images whose side divides by 2^(levels - 1).
+      UserError: `shape` is no batch of square images whose side can be halved so often, or a
+        multiplier is no positive integer.
     """
+    levels = len(multipliers)
+    if not levels or any(not isinstance(m, int) or m < 1 for m in multipliers):
+        raise UserError(f"multipliers={multipliers} must be one or more positive integers")
     if len(shape) != 4 or shape[1] != shape[2]:
         raise UserError(f"the network takes square images [B, H, H, C]; got shape {shape}")
     size, unit = shape[1], 2 ** (levels - 1)

@@ -21,7 +21,8 @@ class ResNetUNet(nn.Module):
       width: features at the first level.
       multipliers: features of each level, in widths; each level is half the size of the last.
       num_blocks: residual blocks a level on the way down; one more on the way up.
-      attention_sizes: image sizes with attention behind each block (the middle always has it).
+      attention_sizes: image sizes with attention behind each block, where they occur; the middle
+        always has it.
       dropout: rate inside the blocks, in training only.
       dtype: of the computation; parameters are float32.
     """
@@ -37,7 +38,7 @@ class ResNetUNet(nn.Module):
     @nn.compact
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
         """`x0_hat` `[B, H, H, C]`, float32. `train` needs a 'dropout' PRNG key."""
-        check_input(xt.shape, len(self.multipliers))
+        check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]
         time = self._embed(t)
 

@@ -1,0 +1,42 @@
+"""What is said of long work: on a terminal, even a narrow one, and elsewhere."""
+
+import logging
+import time
+
+import pytest
+from rich.console import Console
+
+from colddiff.progress import Meter
+
+
+@pytest.fixture
+def meter(monkeypatch):
+    """One second after 100 of 700,000 steps, begun at 0."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = Meter("train", total=700_000, images_per_step=64)
+    now[0] += 100
+    for _ in range(99):
+        meter.advance()
+    return meter
+
+
+def test_log_lines_tell_days(meter, caplog):
+    caplog.set_level(logging.INFO)
+    meter.advance()
+    meter.note("loss 0.1234")
+    (line,) = (r.getMessage() for r in caplog.records)
+    expected = "train 100/700000  1 steps/s  64 images/s  ETA 8 days, 2:25:00  loss 0.1234"
+    assert line == expected
+
+
+def test_a_narrow_terminal_keeps_steps_speed_and_eta(meter):
+    meter._live.live.transient = meter._live.disable = False
+    meter.advance()
+    meter.note("loss 0.1234  grad_norm 12.345")
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as captured:
+        console.print(meter._live.get_renderable())
+    shown = captured.get().strip()
+    assert shown.startswith("train 100/700000  1 steps/s  64 images/s  ETA 8 days, 2:25:00  loss 0")
+    assert "\n" not in shown
