@@ -21,12 +21,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_MATHS = ("test_degradations", "test_images", "test_metrics", "test_networks", "test_samplers")
+_MATHS = ("test_degradations", "test_images", "test_metrics", "test_samplers")
 
 
 @pytest.fixture(autouse=True)
 def no_silent_change_of_dtype(request):
-    """In the maths; optax itself relies on such changes."""
+    """In the maths; Flax and optax themselves rely on such changes."""
     strict = request.module.__name__ in _MATHS
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield

@@ -3,6 +3,9 @@
 Against the authors' PyTorch networks with the same weights both agree to 1e-6 (docs/networks.md).
 """
 
+import collections
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,8 +125,9 @@ def layer_norm(x, params):
     return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
 
 
-def group_norm(x, params, groups):
+def group_norm(x, params):
     H, W, C = x.shape
+    groups = math.gcd(32, C)
     grouped = x.reshape(H, W, groups, C // groups)
     mean, var = grouped.mean((0, 1, 3), keepdims=True), grouped.var((0, 1, 3), keepdims=True)
     grouped = (grouped - mean) / np.sqrt(var + 1e-6)
@@ -141,59 +145,152 @@ def init_and_apply(module, *inputs):
     return np.asarray(found), jax.device_get(params)
 
 
-SAME3, SAME7 = ((1, 1), (1, 1)), ((3, 3), (3, 3))
+NONE, SAME3, SAME4, SAME7 = (((pad, pad), (pad, pad)) for pad in (0, 1, 1, 3))
+AFTER = ((0, 1), (0, 1))
 
 
-@pytest.mark.parametrize("features", [4, 6])
-def test_convnext_block(features):
-    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
-    time = jax.random.normal(jax.random.key(1), (1, 5))
-    found, p = init_and_apply(convnext_unet._Block(features), x, time)
-    image, time = np.asarray(x[0], np.float64), np.asarray(time[0], np.float64)
-    h = conv2d(image, p["Conv_0"], SAME7)
-    h = layer_norm(h + gelu(time) @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], p["LayerNorm_0"])
+def dense(x, params):
+    return x @ params["kernel"] + params["bias"]
+
+
+def convnext_block(x, time, p, features, norm=True):
+    h = conv2d(x, p["Conv_0"], SAME7)
+    if time is not None:
+        h = h + dense(gelu(time), p["Dense_0"])
+    if norm:
+        h = layer_norm(h, p["LayerNorm_0"])
     h = conv2d(gelu(conv2d(h, p["Conv_1"], SAME3)), p["Conv_2"], SAME3)
     assert p["Conv_1"]["kernel"].shape[-1] == 2 * features
-    shortcut = image if features == 4 else conv2d(image, p["Conv_3"], ((0, 0), (0, 0)))
-    np.testing.assert_allclose(found, h + shortcut, atol=1e-4)
+    return h + (x if x.shape[-1] == features else conv2d(x, p["Conv_3"], NONE))
 
 
-def test_linear_attention():
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 6))
-    found, p = init_and_apply(convnext_unet._LinearAttention(), x)
-    image = np.asarray(x[0], np.float64).reshape(16, 6)
-    qkv = layer_norm(image, p["LayerNorm_0"]) @ p["Conv_0"]["kernel"][0, 0]
+def linear_attention(x, p):
+    pixels = x.reshape(-1, x.shape[-1])
+    qkv = layer_norm(pixels, p["LayerNorm_0"]) @ p["Conv_0"]["kernel"][0, 0]
     out = []
     for head in range(4):
         q, k, v = (qkv[:, 128 * i + 32 * head : 128 * i + 32 * head + 32] for i in range(3))
         out.append(q / np.sqrt(32) @ (special.softmax(k, axis=0).T @ v))
     out = np.concatenate(out, axis=1) @ p["Conv_1"]["kernel"][0, 0] + p["Conv_1"]["bias"]
-    np.testing.assert_allclose(found.reshape(16, 6), image + out, atol=1e-4)
+    return (pixels + out).reshape(x.shape)
+
+
+def resnet_block(x, time, p, features):
+    h = conv2d(swish(group_norm(x, p["GroupNorm_0"])), p["Conv_0"], SAME3)
+    h = swish(group_norm(h + dense(swish(time), p["Dense_0"]), p["GroupNorm_1"]))
+    h = conv2d(h, p["Conv_1"], SAME3)
+    return h + (x if x.shape[-1] == features else dense(x, p["Dense_1"]))
+
+
+def attention(x, p):
+    pixels = x.reshape(-1, x.shape[-1])
+    h = group_norm(x, p["GroupNorm_0"]).reshape(pixels.shape)
+    q, k, v = (dense(h, p[f"Dense_{i}"]) for i in range(3))
+    weights = special.softmax(q @ k.T / np.sqrt(x.shape[-1]), axis=1)
+    return (pixels + dense(weights @ v, p["Dense_3"])).reshape(x.shape)
+
+
+def embedding(t, width):
+    angles = t / 10000 ** (np.arange(width // 2) / (width // 2 - 1))
+    return np.concatenate([np.sin(angles), np.cos(angles)])
+
+
+def upsampled(x, params):
+    """Transposed 4×4 convolution of stride 2: zeros between the pixels, then a convolution."""
+    spread = np.zeros((2 * x.shape[0] - 1, 2 * x.shape[1] - 1, x.shape[2]))
+    spread[::2, ::2] = x
+    return conv2d(spread, params, ((2, 2), (2, 2)))
+
+
+class Parts:
+    """The parameters of a network's modules, kind by kind in the order of their making."""
+
+    def __init__(self, params):
+        self.params, self.taken = params, collections.Counter()
+
+    def __call__(self, kind):
+        self.taken[kind] += 1
+        return self.params[f"{kind}_{self.taken[kind] - 1}"]
+
+
+def convnext_unet_reference(params, x, t, width, multipliers):
+    part = Parts(params)
+    time = dense(gelu(dense(embedding(t, width), part("Dense"))), part("Dense"))
+    features = [width * m for m in multipliers]
+    skips = []
+
+    def level(x, f, norm=True):
+        x = convnext_block(x, time, part("_Block"), f, norm)
+        return linear_attention(
+            convnext_block(x, time, part("_Block"), f), part("_LinearAttention")
+        )
+
+    for i, f in enumerate(features):
+        x = level(x, f, norm=i > 0)
+        skips.append(x)
+        x = conv2d(x, part("Conv"), SAME4, stride=2) if i < len(features) - 1 else x
+    x = convnext_block(x, time, part("_Block"), features[-1])
+    x = linear_attention(x, part("_LinearAttention"))
+    x = convnext_block(x, time, part("_Block"), features[-1])
+    for i in range(len(features) - 1, 0, -1):
+        x = level(np.concatenate([x, skips[i]], axis=-1), features[i - 1])
+        x = upsampled(x, part("ConvTranspose"))
+    return conv2d(convnext_block(x, None, part("_Block"), width), part("Conv"), NONE)
+
+
+def resnet_unet_reference(params, x, t, width, multipliers, num_blocks, attention_sizes):
+    part = Parts(params)
+    time = dense(swish(dense(embedding(t, width), part("Dense"))), part("Dense"))
+    features = [width * m for m in multipliers]
+
+    def block(x, f):
+        x = resnet_block(x, time, part("_Block"), f)
+        return attention(x, part("_Attention")) if len(x) in attention_sizes else x
+
+    x = conv2d(x, part("Conv"), SAME3)
+    skips = [x]
+    for i, f in enumerate(features):
+        for _ in range(num_blocks):
+            x = block(x, f)
+            skips.append(x)
+        if i < len(features) - 1:
+            x = conv2d(x, part("Conv"), AFTER, stride=2)
+            skips.append(x)
+    x = resnet_block(x, time, part("_Block"), features[-1])
+    x = attention(x, part("_Attention"))
+    x = resnet_block(x, time, part("_Block"), features[-1])
+    for i, f in reversed(list(enumerate(features))):
+        for _ in range(num_blocks + 1):
+            x = block(np.concatenate([x, skips.pop()], axis=-1), f)
+        x = conv2d(np.kron(x, np.ones((2, 2, 1))), part("Conv"), SAME3) if i else x
+    return conv2d(swish(group_norm(x, part("GroupNorm"))), part("Conv"), SAME3)
+
+
+@pytest.mark.parametrize(
+    ("network", "reference", "options"),
+    [
+        (ConvNeXtUNet, convnext_unet_reference, {}),
+        (ResNetUNet, resnet_unet_reference, dict(num_blocks=1, attention_sizes=(4,))),
+    ],
+    ids=["convnext_unet", "resnet_unet"],
+)
+def test_the_whole_network(network, reference, options):
+    options = dict(width=8, multipliers=(1, 2), **options)
+    x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 2)), jnp.array([3])
+    found, params = init_and_apply(network(channels=2, **options), x, t)
+    expected = reference(params, np.asarray(x[0], np.float64), 3, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_block_with_another_number_of_features():
+    x, time = jax.random.normal(jax.random.key(0), (1, 6, 6, 64)), jnp.ones((1, 5))
+    image = np.asarray(x[0], np.float64)
+    found, p = init_and_apply(convnext_unet._Block(6), x, time)
+    np.testing.assert_allclose(found, convnext_block(image, np.ones(5), p, 6), atol=1e-3)
+    found, p = init_and_apply(_InEvaluation(32, 0.1, jnp.float32), x, time)
+    np.testing.assert_allclose(found, resnet_block(image, np.ones(5), p, 32), atol=1e-3)
 
 
 class _InEvaluation(resnet_unet._Block):
     def __call__(self, x, time):
         return super().__call__(x, time, train=False)
-
-
-def test_resnet_block():
-    x = jax.random.normal(jax.random.key(0), (1, 6, 6, 64))
-    time = jax.random.normal(jax.random.key(1), (1, 5))
-    found, p = init_and_apply(_InEvaluation(32, 0.1, jnp.float32), x, time)
-    image, time = np.asarray(x[0], np.float64), np.asarray(time[0], np.float64)
-    dense = lambda h, name: h @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
-    h = conv2d(swish(group_norm(image, p["GroupNorm_0"], 32)), p["Conv_0"], SAME3)
-    h = swish(group_norm(h + dense(swish(time), "Dense_0"), p["GroupNorm_1"], 32))
-    expected = conv2d(h, p["Conv_1"], SAME3) + dense(image, "Dense_1")
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-def test_full_attention():
-    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
-    found, p = init_and_apply(resnet_unet._Attention(jnp.float32), x)
-    image = np.asarray(x[0], np.float64).reshape(16, 8)
-    dense = lambda h, i: h @ p[f"Dense_{i}"]["kernel"] + p[f"Dense_{i}"]["bias"]  # noqa: E731
-    h = group_norm(image.reshape(4, 4, 8), p["GroupNorm_0"], 8).reshape(16, 8)
-    weights = special.softmax(dense(h, 0) @ dense(h, 1).T / np.sqrt(8), axis=1)
-    expected = image + dense(weights @ dense(h, 2), 3)
-    np.testing.assert_allclose(found.reshape(16, 8), expected, atol=1e-4)
