@@ -60,7 +60,7 @@ def run() -> None:
         sys.stderr.write(f"colddiff: {error}\n")
         sys.exit(_EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        sys.stderr.write("colddiff: interrupted; the same command goes on where it stopped\n")
+        sys.stderr.write("colddiff: interrupted; run again to go on from the last checkpoint\n")
         sys.exit(_EXIT_INTERRUPTED)
 
 
