@@ -84,7 +84,6 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       UserError: a name that does not exist, or settings that cannot work together.
     """
-    _check_fields(config)
     _check_numbers(config)
     model = _make("model", config.model, NETWORKS, channels=config.data.channels)
     experiment = Experiment(
@@ -162,21 +161,15 @@ def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
     return function(*args, **settings)
 
 
-def _check_fields(config: ConfigDict) -> None:
-    """Refuses a config that lacks a section or field that all experiments have."""
-    for path in _RANGES:
-        section, _, field = path.rpartition(".")
-        if section != "model" and field not in (config.get(section, ()) if section else config):
-            raise UserError(f"the config has no {path}; begin it with configs/default.py")
-
-
 def _check_numbers(config: ConfigDict) -> None:
-    """Refuses numbers outside their range, with the field's name."""
+    """Refuses numbers outside their range, or missing, with the field's name."""
     for path, (low, high) in _RANGES.items():
         section, _, field = path.rpartition(".")
-        fields = config[section] if section else config
-        if field not in fields and section == "model":
-            continue  # another model's
+        fields = config.get(section, ConfigDict()) if section else config
+        if field not in fields:
+            if section == "model":
+                continue  # another model's
+            raise UserError(f"the config has no {path}; begin it with configs/default.py")
         value = fields[field]
         if not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"

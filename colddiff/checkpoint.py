@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
-from colddiff.errors import UserError
+from colddiff.errors import UserError, first_line
 from colddiff.state import TrainState
 
 # The fields that trained parameters belong to, and those that a run's going on depends on.
@@ -94,9 +94,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composit
     try:
         return manager.restore(step, args=items)
     except (KeyError, OSError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the checkpoint {manager.directory}/{step} cannot be read: {reason}\n"
+            f"the checkpoint {manager.directory}/{step} cannot be read: {first_line(error)}\n"
             "Delete it to go on from an earlier one, or use another --workdir"
         ) from error
 

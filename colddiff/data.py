@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from colddiff.errors import UserError, unknown_name
+from colddiff.errors import UserError, first_line, unknown_name
 
 SPLITS = ("train", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -197,7 +197,7 @@ def _tfds(name: str, split: str) -> Records:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         message = f"TFDS knows no dataset {name!r}, and none lies in TFDS_DATA_DIR"
-        raise UserError(f"{message} ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"{message} ({first_line(error)})") from error
     keys = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
     if len(keys) != 1:
         raise UserError(f"tfds:{name} must have one image feature; it has {keys or 'none'}")

@@ -13,3 +13,8 @@ class UserError(ValueError):
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> UserError:
     """The error for a `name` of some `what` ("sampler", ...) that is none of the `valid` ones."""
     return UserError(f"unknown {what} {name!r}; valid: {', '.join(sorted(valid))}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, or its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

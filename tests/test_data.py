@@ -149,6 +149,15 @@ def test_wrong_sources_are_refused(source, split, message):
         data.load(source, split, size=8, channels=1)
 
 
+def test_a_library_s_error_without_words_is_still_ours(monkeypatch):
+    def silent(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr("tensorflow_datasets.builder", silent)
+    with pytest.raises(UserError, match=r"TFDS knows no dataset 'x'.*\(AssertionError\)"):
+        data.load("tfds:x", "train", size=8, channels=1)
+
+
 def test_an_unprepared_tfds_dataset_says_how_to_prepare_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"is not prepared at .*tfds build mnist --file_format"):

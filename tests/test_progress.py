@@ -11,7 +11,7 @@ from colddiff.progress import Meter
 
 @pytest.fixture
 def meter(monkeypatch):
-    """One second after 100 of 700,000 steps, begun at 0."""
+    """99 of 700,000 steps done, 100 seconds after the start."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter("train", total=700_000, images_per_step=64)
