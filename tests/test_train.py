@@ -86,6 +86,20 @@ def test_every_step_draws_anew_and_dropout_acts(config):
     assert len(set(losses)) == 4
 
 
+def test_every_accumulated_batch_has_dropout_of_its_own(config):
+    """Gray images at T = 1 are all one example: only dropout can tell the batches apart."""
+    config.model.dropout = 0.5
+    config.degradation.num_steps = 1
+    losses = []
+    for accumulation in (1, 2):
+        experiment, mesh = build(config), create_mesh()
+        images = np.full((accumulation, 8, 16, 16, 1), 100, np.uint8)
+        step = make_train_step(experiment, mesh)
+        _, metrics = step(init_state(experiment, mesh), images, experiment.degrade)
+        losses.append(float(metrics["loss"]))
+    assert abs(losses[0] - losses[1]) > 1e-4 * losses[0]
+
+
 def test_examples_are_crops_and_mirrors_at_every_severity(config):
     config.data.flip = True
     experiment = build(config)
