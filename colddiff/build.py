@@ -1,21 +1,28 @@
 """From a config to the functions it names: degradation, restorer, optimiser, sampler.
 
-Tables of names, and the checks that a config can work; nothing is trained, read or written here.
+Tables of names, and the checks that a config can work. Nothing is trained or written here, and
+nothing read but what a degradation is made of: a bank of images, or the file with its function.
 """
 
+import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade
+from colddiff import data
+from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade, compose
+from colddiff.devices import create_mesh, split_rows
 from colddiff.errors import UserError, unknown_name
+from colddiff.images import truncate_to_8_bit
 from colddiff.networks import NETWORKS
 from colddiff.samplers import SAMPLERS, Restore, times_between
 
@@ -24,6 +31,7 @@ _RANGES = {  # of the config's numbers, ends included
     "seed": (0, 2**32 - 1),
     "data.image_size": (1, math.inf),
     "data.crop_margin": (0, math.inf),
+    "data.pad": (0, math.inf),
     "data.threads": (1, math.inf),
     "degradation.num_steps": (1, math.inf),
     "model.width": (1, math.inf),
@@ -55,6 +63,8 @@ class Experiment(NamedTuple):
       degrade: `D(x0, t, key) -> xt` for one image; a Partial, to be passed through `jit`.
       model: the restorer's Linen module.
       restore: `R(params, xt, t) -> x0_hat` for a batch.
+      network_input: what the network is shown of degraded images: with `data.eight_bit` they are
+        cut to 8 bits. Meant for what D gives, and for xT; never for later iterates of a sampler.
       optimizer: the optax transformation.
       T: the largest severity.
     """
@@ -63,6 +73,7 @@ class Experiment(NamedTuple):
     degrade: Degrade
     model: nn.Module
     restore: Restore
+    network_input: Callable[[jax.Array], jax.Array]
     optimizer: optax.GradientTransformation
     T: int
 
@@ -74,8 +85,8 @@ class Experiment(NamedTuple):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
-        data = self.config.data
-        return data.image_size, data.image_size, data.channels
+        settings = self.config.data
+        return settings.image_size, settings.image_size, settings.channels
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -88,15 +99,17 @@ def build(config: ConfigDict) -> Experiment:
     model = _make("model", config.model, NETWORKS, channels=config.data.channels)
     experiment = Experiment(
         config=config,
-        degrade=_degradation(config),
+        degrade=_degradation(config.degradation.to_dict(), config.data),
         model=model,
         restore=lambda params, xt, t: model.apply({"params": params}, xt, t),
+        network_input=truncate_to_8_bit if config.data.eight_bit else _unchanged,
         optimizer=_optimizer(config.train),
         T=config.degradation.num_steps,
     )
     for name in (config.sampler.name, *config.eval.samplers):
         named(SAMPLERS, "sampler", name)
     times_between(experiment.T, experiment.steps)  # refuses wrong ones
+    _check_degradation(experiment)
     jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
     return experiment
 
@@ -114,16 +127,80 @@ def named(table: Mapping[str, Any], what: str, name: str) -> Any:
     return table[name]
 
 
-def _degradation(config: ConfigDict) -> Degrade:
-    """The config's degradation; those that need the image size get it from `data`."""
-    settings = config.degradation.to_dict()
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            settings[name] = _schedule(name, value, config.degradation.num_steps)
-    factory = named(DEGRADATIONS, "degradation", settings["name"])
+def _unchanged(xt: jax.Array) -> jax.Array:
+    return xt
+
+
+def _degradation(settings: dict[str, Any], images: ConfigDict) -> Degrade:
+    """The degradation of a config's `degradation`, for images as its `data` says."""
+    num_steps = settings["num_steps"]
+    name = settings.get("name")
+    factory = (
+        _function_of_file(name) if ":" in str(name) else named(DEGRADATIONS, "degradation", name)
+    )
+    if factory is compose:
+        parts = [{"num_steps": num_steps} | dict(part) for part in settings.get("parts", ())]
+        return compose(*(_degradation(part, images) for part in parts))
+    for field, value in settings.items():
+        if isinstance(value, dict) and "schedule" in value:
+            settings[field] = _schedule(field, value, num_steps)
+    if "bank" in settings:
+        settings |= _bank(settings["bank"], images)
     if "image_size" in inspect.signature(factory).parameters:
-        settings["image_size"] = config.data.image_size
-    return _make("degradation", settings, DEGRADATIONS)
+        settings["image_size"] = images.image_size
+    del settings["name"]
+    degrade = _call("degradation", factory, **settings)
+    return degrade if isinstance(degrade, Partial) else Partial(degrade)
+
+
+def _composed(
+    images: ConfigDict, *, name: str, num_steps: int, parts: Sequence[Mapping[str, Any]]
+) -> Degrade:
+    """`compose` of `parts`, each the settings of a degradation but for `num_steps`."""
+    del name
+    return compose(*(_degradation({**part, "num_steps": num_steps}, images) for part in parts))
+
+
+def _function_of_file(name: str) -> Callable[..., Degrade]:
+    """The function that 'FILE.py:FUNCTION' names: a degradation that is not this package's."""
+    place, _, function = name.rpartition(":")
+    path = Path(place).expanduser()
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"degradation.name={name!r} must be FILE.py:FUNCTION; there is no Python file "
+            f"{path.absolute()}"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{path.absolute()} has no function {function!r} (degradation.name={name})")
+    return getattr(module, function)
+
+
+def _bank(settings: dict[str, Any], images: ConfigDict) -> dict[str, Any]:
+    """The arguments `bank` and `bank_size` of `dict(source=, split=, limit=, sharded=)`."""
+
+    def load(source: str, split: str, limit: int = 0, sharded: bool = False) -> dict[str, Any]:
+        size, channels = images.image_size, images.channels
+        bank = data.load(source, split, size=size, channels=channels, limit=limit)
+        placed = split_rows(bank, create_mesh()) if sharded else bank
+        return {"bank": placed, "bank_size": len(bank)}
+
+    return _call("degradation.bank", load, **settings)
+
+
+def _check_degradation(experiment: Experiment) -> None:
+    """Refuses one that makes something else than an image like x0."""
+    x0 = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
+    t, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    xt = jax.eval_shape(experiment.degrade, x0, t, key)
+    found = getattr(xt, "shape", None), getattr(xt, "dtype", type(xt).__name__)
+    if found != (x0.shape, x0.dtype):
+        raise UserError(
+            f"the degradation {experiment.config.degradation.name} makes {found} of images "
+            f"{(x0.shape, str(x0.dtype))}; it must keep shape and dtype"
+        )
 
 
 def _schedule(name: str, settings: dict[str, Any], num_steps: int) -> list[float]:
@@ -174,5 +251,7 @@ def _check_numbers(config: ConfigDict) -> None:
         if not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
+    if config.data.crop not in ("random", "center"):
+        raise unknown_name("data.crop", config.data.crop, ("random", "center"))
     if config.data.channels not in (1, 3):
         raise UserError(f"config.data.channels={config.data.channels} must be 1 (gray) or 3 (RGB)")

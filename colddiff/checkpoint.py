@@ -19,7 +19,7 @@ from colddiff.errors import UserError, first_line
 from colddiff.state import TrainState
 
 # The fields that trained parameters belong to, and those that a run's going on depends on.
-SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels")
+SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels", "data.eight_bit")
 SAME_RUN = (*SAME_MODEL, "seed", "data")
 _FREE = ("data.test_split", "data.threads")
 

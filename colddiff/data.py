@@ -3,6 +3,7 @@
 A source is named in the config by a string:
 
     digits           scikit-learn's 1,797 handwritten digits: needs no file and no network
+    color_digits     the same, every digit in a hue of its own
     tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
     folder:PATH      PNG and JPEG files below PATH, in any nesting
 
@@ -27,6 +28,7 @@ from PIL import Image, ImageOps
 from colddiff.errors import UserError, first_line, unknown_name
 
 SPLITS = ("train", "test")
+_TEST_FOLDERS = ("test", "val")  # what a folder may call its test split: AFHQ's is "val"
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
@@ -69,8 +71,9 @@ def load(
       UserError: no such source, split or folder, or no image in it can be read.
     """
     kind, _, argument = source.partition(":")
-    if kind not in SOURCES or bool(argument) != (kind != "digits"):
-        raise unknown_name("data source", source, ("digits", "tfds:NAME", "folder:PATH"))
+    if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
+        valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
+        raise unknown_name("data source", source, valid)
     if channels not in _MODES:
         raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
     lazy = _LazyImages(SOURCES[kind](argument, split), size, channels, limit)
@@ -189,6 +192,20 @@ def _digits(argument: str, split: str) -> Records:
     return Records([f"digit {start + i}" for i in range(len(pixels))], open_)
 
 
+def _color_digits(argument: str, split: str) -> Records:
+    """The digits, 0 to 9 in ten hues: white ink becomes the hue, black stays black."""
+    from sklearn.datasets import load_digits
+
+    gray = _digits(argument, split)
+    labels = load_digits().target[-len(gray.names) :] if split == "test" else load_digits().target
+
+    def open_(i: int) -> Image.Image:
+        hue = Image.new("HSV", (1, 1), (int(labels[i]) * 256 // 10, 200, 255)).convert("RGB")
+        return ImageOps.colorize(gray.open(i), "black", hue.getpixel((0, 0)))
+
+    return Records([f"colour {name}" for name in gray.names], open_)
+
+
 def _tfds(name: str, split: str) -> Records:
     """The images of a dataset that TFDS has prepared in a random-access format."""
     import tensorflow_datasets as tfds
@@ -223,7 +240,7 @@ def _tfds(name: str, split: str) -> Records:
 
 
 def _folder(path: str, split: str) -> Records:
-    """Image files below a folder: its own `train` and `test` folders, or a fixed tenth for test.
+    """Image files below a folder: its own `train` and `test` (or `val`), or a fixed tenth for test.
 
     That tenth is chosen by a hash of each file's name: files that come later move no other.
     """
@@ -232,8 +249,9 @@ def _folder(path: str, split: str) -> Records:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"no folder {root} (data.source=folder:{path})")
-    own_splits = all((root / s).is_dir() for s in SPLITS)
-    top = root / split if own_splits else root
+    tests = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
+    own_splits = bool(tests) and (root / "train").is_dir()
+    top = root / {"train": "train", "test": tests[0]}[split] if own_splits else root
     files = sorted(f for f in top.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
     if not own_splits:
         if len(files) < len(SPLITS):
@@ -250,6 +268,7 @@ def _folder(path: str, split: str) -> Records:
 
 SOURCES: dict[str, Callable[[str, str], Records]] = {
     "digits": _digits,
+    "color_digits": _color_digits,
     "tfds": _tfds,
     "folder": _folder,
 }

@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 
 from colddiff import data, metrics
 from colddiff.build import Experiment
+from colddiff.devices import create_mesh, replicate, to_mesh
 from colddiff.images import from_uint8, grid, save_png, to_unit
 from colddiff.inference import run_sampler
 from colddiff.progress import Meter
 from colddiff.samplers import SAMPLERS, direct, image_keys, tacos, times_between
-from colddiff.state import create_mesh, replicated, to_mesh
 
 _TITLES = {
     "degraded": "Degraded (xT)",
@@ -91,7 +91,7 @@ def _score(
     mesh = create_mesh()
     # Every device takes as many images as the next; none of it shows in the scores.
     batch_size = -(-experiment.config.eval.batch_size // mesh.size) * mesh.size
-    degrade = jax.device_put(experiment.degrade, replicated(mesh))
+    degrade = replicate(experiment.degrade, mesh)
     sampler = SAMPLERS.get(name, _keep_degraded)
     mse, ssim = [], []
     firsts = range(0, len(images), batch_size)
@@ -104,6 +104,7 @@ def _score(
             scores = _score_batch(
                 sampler,
                 experiment.restore,
+                experiment.network_input,
                 degrade,
                 params,
                 to_mesh(batch, mesh, 0),
@@ -120,12 +121,12 @@ def _score(
     return Row(name, len(times) - 1, metrics.rmse(mean), metrics.psnr(mean), mean_ssim)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _score_batch(sampler, restore, degrade, params, images, key, first, times):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _score_batch(sampler, restore, network_input, degrade, params, images, key, first, times):
     """Mean squared error and SSIM of each image, `[B]` both."""
     x0 = from_uint8(images)
     keys = image_keys(key, first, len(images))
-    xT = jax.vmap(degrade, (0, None, 0))(x0, times[0], keys)
+    xT = network_input(jax.vmap(degrade, (0, None, 0))(x0, times[0], keys))
     x0_hat = sampler(restore, degrade, params, xT, keys, times)
     truth, found = to_unit(x0), to_unit(x0_hat)
     small = min(images.shape[1:3]) < metrics.SSIM_WINDOW
@@ -142,15 +143,31 @@ def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarr
     """x0, xT, direct and iterates of tacos for uint8 `images`, side by side; uint8 `[., ., 3]`."""
     times = times_between(experiment.T, experiment.steps)
     marks = times[np.unique(np.round(np.linspace(0, len(times) - 1, 6)).astype(int))]
-    keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
-    x0 = from_uint8(jnp.asarray(images))
+    x0, keys = _images_and_keys(experiment, images)
     xT = jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
+    xT = experiment.network_input(xT)
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
     restored = run_sampler(direct, *common)
     _, iterates = run_sampler(tacos, *common, marks)
     columns = [x0, xT, restored, *iterates[1:]]
     titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"tacos t={t}" for t in marks[1:])]
     return grid([np.asarray(c) for c in columns], titles)
+
+
+def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
+    """D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for uint8 `images`; uint8 `[., ., 3]`."""
+    x0, keys = _images_and_keys(experiment, images)
+    times = np.unique(np.round(np.linspace(0, experiment.T, 5)).astype(int))
+    at_all_times = jax.vmap(jax.vmap(experiment.degrade, (0, None, 0)), (None, 0, None))
+    columns = jax.jit(at_all_times)(x0, jnp.asarray(times), keys)
+    titles = [f"t = {t}" for t in times[:-1]] + [f"t = T = {experiment.T}"]
+    return grid(list(np.asarray(columns)), titles)
+
+
+def _images_and_keys(experiment: Experiment, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """x0 and the keys of their patterns, the same in every picture and score."""
+    keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
+    return from_uint8(jnp.asarray(images)), keys
 
 
 def markdown(report: Report) -> str:

@@ -21,6 +21,12 @@ def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
     return np.round(np.clip((np.asarray(x, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
+def truncate_to_8_bit(x: jax.Array) -> jax.Array:
+    """[-1, 1] cut, not rounded, to the 256 levels of an 8-bit image; any shape."""
+    # A thousandth of a level, so that float32's rounding never drops a whole one to the next.
+    return jnp.trunc((x + 1) * 127.5 + 1e-3) / 127.5 - 1
+
+
 def to_unit(x: jax.Array) -> jax.Array:
     """[-1, 1] to [0, 1], not clipped: the scale of the metrics."""
     return (x + 1) / 2

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from colddiff import checkpoint
 from colddiff.build import Experiment, build, init_params, named
 from colddiff.degradations import Degrade
+from colddiff.devices import create_mesh, replicate, replicated, split_axis
 from colddiff.errors import UserError
 from colddiff.samplers import SAMPLERS, Restore, image_keys, times_between
-from colddiff.state import create_mesh, replicated, split_axis
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Run:
 
         Args:
           params: of the restorer, such as `run.params`.
-          xT: images degraded with severity T.
+          xT: images degraded with severity T. With `config.data.eight_bit`, the sampler is shown
+            them cut to 8 bits, as in training.
           key: of the degradation's random patterns, image i's is `fold_in(key, i)`; key 0 if None.
             For patterns that xT was made with, degrade with `image_keys(key, 0, B)`.
           sampler: 'direct', 'naive' or 'tacos'; None for the config's.
@@ -82,8 +83,10 @@ class Run:
         # All devices share the work where they can share it evenly.
         mesh = create_mesh()
         sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
-        xT, keys = jax.device_put((jnp.asarray(xT, jnp.float32), keys), sharding)
-        return run_sampler(function, self.restore, self.degrade, params, xT, keys, times)
+        xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
+        xT, keys = jax.device_put((xT, keys), sharding)
+        degrade = replicate(self.degrade, mesh)
+        return run_sampler(function, self.restore, degrade, params, xT, keys, times)
 
 
 # The loop compiles once for each sampler, number of images and number of steps.

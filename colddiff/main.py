@@ -2,7 +2,8 @@
 
     python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
 
-trains, or goes on where that workdir stopped, then evaluates.
+trains, or goes on where that workdir stopped, then evaluates. `--mode=degrade` needs no training:
+it draws test images at growing severities.
 """
 
 import logging as python_logging
@@ -16,7 +17,7 @@ from ml_collections import config_flags
 
 from colddiff.errors import UserError
 
-_MODES = ("train_and_evaluate", "train", "evaluate")
+_MODES = ("train_and_evaluate", "train", "evaluate", "degrade")
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
 
     # Imported here so that a mistake in the flags is answered at once.
     from colddiff.build import build
-    from colddiff.evaluate import evaluate, markdown, write
+    from colddiff.evaluate import evaluate, gallery, load_test_images, markdown, write
+    from colddiff.images import save_png
     from colddiff.inference import load
     from colddiff.train import train
 
@@ -48,6 +50,11 @@ def main(argv: Sequence[str]) -> None:
         report = evaluate(experiment, params, step)
         folder = write(report, experiment, params, workdir)
         sys.stdout.write(f"\n{markdown(report)}\nreport and pictures: {folder}\n")
+    if _MODE.value == "degrade":
+        images = load_test_images(config, config.eval.pictures)
+        path = workdir / "degraded.png"
+        save_png(path, gallery(build(config), images))
+        sys.stdout.write(f"picture: {path}\n")
 
 
 def run() -> None:

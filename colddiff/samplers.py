@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colddiff.degradations import Degrade
+from colddiff.degradations import Degrade, split
 from colddiff.errors import UserError
 
 Restore = Callable[[object, jax.Array, jax.Array], jax.Array]
@@ -55,10 +55,11 @@ def naive(
     iterates_at: Times | None = None,
 ) -> Result:
     """Algorithm 1: restore, then degrade again to the next severity."""
+    D = _with_patterns(degrade, keys, xT.shape[1:])
 
     def step(x, s, s_next):
         x0_hat = _restore(restore, params, x, s)
-        return _degrade(degrade, x0_hat, s_next, keys)
+        return D(x0_hat, s_next)
 
     return _walk(step, xT, times, iterates_at)
 
@@ -76,10 +77,11 @@ def tacos(
 
     To first order in the step its iterates do not depend on R at all (section 3.3).
     """
+    D = _with_patterns(degrade, keys, xT.shape[1:])
 
     def step(x, s, s_next):
         x0_hat = _restore(restore, params, x, s)
-        return x - _degrade(degrade, x0_hat, s, keys) + _degrade(degrade, x0_hat, s_next, keys)
+        return x - D(x0_hat, s) + D(x0_hat, s_next)
 
     return _walk(step, xT, times, iterates_at)
 
@@ -151,6 +153,10 @@ def _restore(restore: Restore, params: object, x: jax.Array, s: jax.Array) -> ja
     return restore(params, x, jnp.full(x.shape[:1], s))
 
 
-def _degrade(degrade: Degrade, x0: jax.Array, s: jax.Array, keys: jax.Array) -> jax.Array:
-    """D at the one severity s, each image with its own key."""
-    return jax.vmap(degrade, (0, None, 0))(x0, s, keys)
+def _with_patterns(
+    degrade: Degrade, keys: jax.Array, shape: tuple[int, int, int]
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`D(x0, s)` for a batch at one severity; every image's pattern is drawn here, once."""
+    draw, apply = split(degrade)
+    patterns = jax.vmap(lambda key: draw(key, shape))(keys)
+    return lambda x0, s: jax.vmap(apply, (0, None, 0))(x0, s, patterns)

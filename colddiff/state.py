@@ -1,7 +1,6 @@
-"""The training state and where it lies: EMA, device mesh, shardings.
+"""The training state and its EMA: a copy on each device.
 
-The same code serves one device and many: batches are split over the mesh, the state is a copy on
-each device. Saving is `colddiff.checkpoint`, computing is `colddiff.train`.
+Saving is `colddiff.checkpoint`, computing is `colddiff.train`.
 """
 
 from typing import Any
@@ -9,13 +8,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from colddiff.build import Experiment, init_params
-from colddiff.errors import UserError
+from colddiff.devices import replicated
 
 
 @flax.struct.dataclass
@@ -33,41 +31,6 @@ class TrainState:
     params: Any
     ema_params: Any
     opt_state: Any
-
-
-def create_mesh() -> Mesh:
-    """One axis, 'data', over all devices."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def split_axis(mesh: Mesh, axis: int) -> NamedSharding:
-    """That axis of an array split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
-
-
-def to_mesh(rows: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
-    """This host's part of a batch, put onto the devices; split along `axis`."""
-    return jax.make_array_from_process_local_data(split_axis(mesh, axis), rows)
-
-
-def host_rows(what: str, batch_size: int, mesh: Mesh) -> slice:
-    """The part of each batch that this host reads.
-
-    Raises:
-      UserError: the devices cannot share the batch evenly.
-    """
-    devices = mesh.size
-    if batch_size % devices:
-        below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
-        nearest = f"{below} or {above}" if below else f"{above}"
-        raise UserError(f"{what}={batch_size} cannot be shared by {devices} devices; use {nearest}")
-    share = batch_size // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def init_state(experiment: Experiment, mesh: Mesh) -> TrainState:

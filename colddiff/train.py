@@ -22,20 +22,12 @@ from tensorboardX import SummaryWriter
 from colddiff import checkpoint, data, evaluate
 from colddiff.build import Experiment, build
 from colddiff.degradations import Degrade
+from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
 from colddiff.errors import UserError
 from colddiff.images import from_uint8, save_png
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
-from colddiff.state import (
-    TrainState,
-    create_mesh,
-    host_rows,
-    init_state,
-    replicated,
-    split_axis,
-    to_mesh,
-    update_ema,
-)
+from colddiff.state import TrainState, init_state, update_ema
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics]]
@@ -82,7 +74,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
     everywhere = replicated(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(everywhere, split_axis(mesh, 1), everywhere),
+        in_shardings=(everywhere, split_axis(mesh, 1), None),  # degrade: wherever its tables lie
         out_shardings=everywhere,
         donate_argnums=0,
     )
@@ -93,19 +85,24 @@ def make_example(
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     """`example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
 
-    x0 is a random crop of the image, mirrored at random if the config says so; t ~ U{1..T}.
+    x0 is a crop of the image, after padding, and mirrored at random, as the config's `data` says;
+    xt is what the network sees of D(x0, t), t ~ U{1..T}.
     """
-    size, channels = experiment.config.data.image_size, experiment.config.data.channels
+    settings = experiment.config.data
+    size, channels = settings.image_size, settings.channels
 
     def example(image, key):
         crop_key, flip_key, t_key, pattern_key = jax.random.split(key, 4)
-        x0 = from_uint8(image)
-        corner = jax.random.randint(crop_key, (2,), 0, jnp.array(x0.shape[:2]) - size + 1)
+        x0 = from_uint8(jnp.pad(image, ((settings.pad,) * 2, (settings.pad,) * 2, (0, 0))))
+        room = jnp.array(x0.shape[:2]) - size
+        corner = jax.random.randint(crop_key, (2,), 0, room + 1)
+        if settings.crop == "center":
+            corner = room // 2
         x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (size, size, channels))
-        if experiment.config.data.flip:
+        if settings.flip:
             x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)
         t = jax.random.randint(t_key, (), 1, experiment.T + 1)
-        return x0, degrade(x0, t, pattern_key), t
+        return x0, experiment.network_input(degrade(x0, t, pattern_key)), t
 
     return example
 
@@ -158,7 +155,7 @@ def _loop(
     settings = experiment.config.train
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
-    degrade = jax.device_put(experiment.degrade, replicated(mesh))
+    degrade = replicate(experiment.degrade, mesh)
     writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
     images_per_step = settings.batch_size * settings.accumulation
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)

@@ -12,15 +12,18 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the initial parameters, the order of the data and every training step
 
     config.data = data = ConfigDict()
-    data.source = "digits"  # digits | tfds:NAME | folder:PATH
+    data.source = "digits"  # digits | color_digits | tfds:NAME | folder:PATH
     data.train_split = "train"
     data.test_split = "test"
     data.image_size = 32  # pixels a side
     data.channels = 1
-    data.crop_margin = 0  # training images are this much larger, then cropped at random
+    data.crop_margin = 0  # training images are this much larger, then cropped
+    data.pad = 0  # black pixels put around a training image before it is cropped
+    data.crop = "random"  # random | center
     data.flip = False  # training images are mirrored at random
     data.cache = True  # decode the training images once, into memory
     data.threads = 4  # that prepare batches
+    data.eight_bit = False  # cut the network's xt in training, and the samplers' xT, to 8 bits
 
     config.degradation = ConfigDict(
         dict(

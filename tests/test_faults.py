@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, TINY_FLAGS, command, environment, run_main
 
 from colddiff import checkpoint, inference
-from colddiff.state import create_mesh, init_state
+from colddiff.devices import create_mesh
+from colddiff.state import init_state
 
 STEPS = 60
 FLAGS = (

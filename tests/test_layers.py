@@ -10,9 +10,11 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors"},
-    {"degradations", "networks", "images", "metrics", "progress"},
+    {"images", "metrics", "networks", "progress"},
+    {"degradations"},
     {"samplers"},
-    {"data", "build"},
+    {"data", "devices"},
+    {"build"},
     {"state"},
     {"checkpoint"},
     {"inference"},

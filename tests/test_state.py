@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from colddiff.devices import create_mesh, host_rows, to_mesh
 from colddiff.errors import UserError
-from colddiff.state import create_mesh, host_rows, to_mesh, update_ema
+from colddiff.state import update_ema
 
 
 def test_ema_is_the_paper_s(config):

@@ -15,9 +15,10 @@ from tensorboard_events import read_events
 
 from colddiff import checkpoint, inference
 from colddiff.build import build
+from colddiff.devices import create_mesh
 from colddiff.errors import UserError
 from colddiff.samplers import image_keys
-from colddiff.state import create_mesh, init_state
+from colddiff.state import init_state
 from colddiff.train import make_example, make_train_step, train
 
 

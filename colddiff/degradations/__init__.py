@@ -6,20 +6,53 @@ All are jittable, vmappable and differentiable in `x0`; their cost does not grow
 
 A factory makes each one from its settings and returns a `jax.tree_util.Partial`, whose tables
 are traced arguments and never constants of the compiled program. `DEGRADATIONS` names them for
-the configs. Batching is the caller's `jax.vmap`.
+the configs. Batching is the caller's `jax.vmap`. A random one is two functions in a row, which
+`split` gives: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
+
+Where images stay in [-1, 1], so does xt, except for bicubic pixelation and the blends.
 """
 
 from collections.abc import Callable
 
 import jax
 
+from colddiff.degradations.blend import animorph, gaussian_noise
 from colddiff.degradations.blur import gaussian_blur
+from colddiff.degradations.compose import compose
+from colddiff.degradations.desaturate import desaturate
+from colddiff.degradations.mask import gaussian_mask
+from colddiff.degradations.patterns import from_pattern, split
+from colddiff.degradations.pixelate import pixelate
 from colddiff.degradations.schedules import SCHEDULES, exponential, linear
+from colddiff.degradations.snow import snow
 
 Degrade = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 DEGRADATIONS: dict[str, Callable[..., Degrade]] = {
+    "animorph": animorph,
+    "compose": compose,
+    "desaturate": desaturate,
     "gaussian_blur": gaussian_blur,
+    "gaussian_mask": gaussian_mask,
+    "gaussian_noise": gaussian_noise,
+    "pixelate": pixelate,
+    "snow": snow,
 }
 
-__all__ = ["DEGRADATIONS", "SCHEDULES", "Degrade", "exponential", "gaussian_blur", "linear"]
+__all__ = [
+    "DEGRADATIONS",
+    "SCHEDULES",
+    "Degrade",
+    "animorph",
+    "compose",
+    "desaturate",
+    "exponential",
+    "from_pattern",
+    "gaussian_blur",
+    "gaussian_mask",
+    "gaussian_noise",
+    "linear",
+    "pixelate",
+    "snow",
+    "split",
+]

@@ -1,15 +1,14 @@
 """Repeated Gaussian blur (paper: sections 4.1 and 5.2, appendix A.1), in closed form.
 
 Every step blurs the previous result; the kernels are separable, so t steps are one linear map on
-the rows and the same on the columns: `xt = A[t] x0 A[t]ᵀ` per channel.
+the rows and the same on the columns.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from colddiff.degradations.schedules import per_step
+from colddiff.degradations.separable import separable
 from colddiff.errors import UserError, unknown_name
 
 _NUMPY_PADDING = {"circular": "wrap", "reflect": "reflect"}
@@ -49,30 +48,15 @@ def gaussian_blur(
             f"kernel_size={kernel_size} reaches beyond the reflection of image_size={image_size}; "
             f"use a kernel_size below {2 * image_size}"
         )
-    # Products of up to hundreds of matrices: float64 here, rounded once at the end.
     A = [np.eye(image_size)]
     for sigma in per_step("std", std, num_steps):
-        A.append(_blur_matrix(image_size, _gaussian_kernel(kernel_size, sigma), padding) @ A[-1])
+        A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding) @ A[-1])
     if mean_at_end:
         A[-1] = np.full((image_size, image_size), 1 / image_size)
-    return Partial(_blur, jnp.asarray(np.stack(A), jnp.float32))
+    return separable(A)
 
 
-def _blur(A: jax.Array, x0: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
-    """`A[t] x0 A[t]ᵀ` for `A` `[T + 1, H, H]` and `x0` `[H, H, C]`."""
-    del key
-    if x0.ndim != 3 or x0.shape[:2] != A.shape[1:]:
-        raise UserError(
-            f"this blur takes one image of shape {(*A.shape[1:], 'C')}; got {x0.shape}. "
-            "For a batch use jax.vmap; for another size make it with another image_size"
-        )
-    # HIGHEST: TF32 or bfloat16 would drown the small differences D(x̂, s) - D(x̂, s').
-    rows = jnp.einsum("hi,iwc->hwc", A[t], x0, precision=jax.lax.Precision.HIGHEST)
-    xt = jnp.einsum("wj,hjc->hwc", A[t], rows, precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(t == 0, x0, xt)  # to the bit, whatever the device's arithmetic
-
-
-def _gaussian_kernel(size: int, sigma: float) -> np.ndarray:
+def gaussian_kernel(size: int, sigma: float) -> np.ndarray:
     """Samples of exp(-x²/2σ²) at the `size` integers around 0, scaled to sum 1; `[size]`."""
     x = np.arange(size) - size // 2
     kernel = np.exp(-0.5 * (x / sigma) ** 2)

@@ -1,9 +1,11 @@
-"""Schedules of a per-step parameter, such as the blur's σ: lists of T floats, for t = 1..T.
+"""Schedules: of a per-step parameter, such as the blur's σ, and of a blend's ᾱ.
 
-A constant needs none: wherever a list may stand, so may one number.
+A parameter is a list of T floats, for t = 1..T; a constant needs none: wherever a list may stand,
+so may one number.
 What the parameter does to an image lives with its degradation.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -41,3 +43,14 @@ def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[
     if wrong:
         raise UserError(f"{name} must be positive and finite at every step; got {wrong[0]}")
     return [float(v) for v in values]
+
+
+def cosine_alpha_bar(num_steps: int) -> list[float]:
+    """ᾱ_t for t = 0..T, from 1 down to nearly 0: the cosine schedule, T + 1 floats.
+
+    Nichol and Dhariwal 2021, equation 17 with s = .008; every β_t = 1 - ᾱ_t / ᾱ_(t-1) is at most
+    .999.
+    """
+    f = [math.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(num_steps + 1)]
+    alphas = [max(after / before, 1 - 0.999) for before, after in itertools.pairwise(f)]
+    return list(itertools.accumulate(alphas, lambda x, y: x * y, initial=1.0))

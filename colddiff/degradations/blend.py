@@ -1,0 +1,81 @@
+"""Blends with another image: `xt = √ᾱ_t x0 + √(1 - ᾱ_t) z`.
+
+z is Gaussian noise (hot diffusion; paper, section 5.1) or an image of another data set
+(animorphosis; section 5.3). What draws z from nothing but a key lives here; where the other data
+set comes from does not.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from colddiff.degradations.patterns import from_pattern
+from colddiff.degradations.schedules import cosine_alpha_bar
+from colddiff.errors import UserError, unknown_name
+from colddiff.images import from_uint8
+
+_ALPHA_BARS = {"cosine": cosine_alpha_bar}
+
+
+def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
+    """`D(x0, t, key)`: x0 blended with the key's noise z ~ N(0, I); xt may leave [-1, 1].
+
+    Args:
+      num_steps: T.
+      schedule: of ᾱ: 'cosine' (`schedules.cosine_alpha_bar`).
+
+    Raises:
+      UserError: a setting that cannot work.
+    """
+    return from_pattern(Partial(jax.random.normal), Partial(_blend, _weights(num_steps, schedule)))
+
+
+def animorph(
+    *, num_steps: int, bank: jax.Array, schedule: str = "cosine", bank_size: int | None = None
+) -> Partial:
+    """`D(x0, t, key)`: x0 blended with an image that the key picks; xt lies in [-√2, √2].
+
+    Args:
+      num_steps: T.
+      bank: the images, uint8 `[N, H, W, C]`, with the size and channels of x0. Replicated or
+        split over devices along N.
+      schedule: as for `gaussian_noise`.
+      bank_size: only the first so many are picked (None: all); the others then are padding that
+        makes N a multiple of the devices.
+
+    Raises:
+      UserError: a setting that cannot work; or, when called, an x0 of another shape.
+    """
+    if getattr(bank, "ndim", 0) != 4 or bank.dtype != np.uint8:
+        found = getattr(bank, "shape", type(bank)), getattr(bank, "dtype", None)
+        raise UserError(f"bank must be uint8 images [N, H, W, C]; got {found}")
+    count = len(bank) if bank_size is None else bank_size
+    if not 1 <= count <= len(bank):
+        raise UserError(f"bank_size={count} must lie in 1..{len(bank)}, the images of the bank")
+    pick = Partial(_pick, jnp.asarray(bank), jnp.int32(count))
+    return from_pattern(pick, Partial(_blend, _weights(num_steps, schedule)))
+
+
+def _pick(
+    bank: jax.Array, count: jax.Array, key: jax.Array, shape: tuple[int, int, int]
+) -> jax.Array:
+    """One of the first `count` images of the bank, in [-1, 1]."""
+    if bank.shape[1:] != shape:
+        raise UserError(f"the bank's images are {bank.shape[1:]}; x0 is {shape}")
+    return from_uint8(bank[jax.random.randint(key, (), 0, count)])
+
+
+def _blend(weights: jax.Array, x0: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
+    """`√ᾱ_t x0 + √(1 - ᾱ_t) z`, exactly x0 at t = 0: the weights there are 1 and 0."""
+    return weights[t, 0] * x0 + weights[t, 1] * z
+
+
+def _weights(num_steps: int, schedule: str) -> jax.Array:
+    """`(√ᾱ_t, √(1 - ᾱ_t))` for t = 0..T; `[T + 1, 2]`."""
+    if num_steps < 1:
+        raise UserError(f"num_steps={num_steps} must be 1 or more")
+    if schedule not in _ALPHA_BARS:
+        raise unknown_name("schedule", schedule, _ALPHA_BARS)
+    alpha_bar = np.asarray(_ALPHA_BARS[schedule](num_steps))
+    return jnp.asarray(np.sqrt(np.stack([alpha_bar, 1 - alpha_bar], axis=1)), jnp.float32)

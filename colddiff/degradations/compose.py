@@ -1,0 +1,35 @@
+"""Several degradations, one after the other, at the same severity."""
+
+import jax
+from jax.tree_util import Partial
+
+from colddiff.degradations.patterns import Apply, Draw, Pattern, from_pattern, split
+from colddiff.errors import UserError
+
+
+def compose(*degradations: Partial) -> Partial:
+    """`D(x0, t, key)`: the first, then the second of its result, ..., all with the same T.
+
+    The i-th (from 0) has a pattern of its own, drawn from `fold_in(key, i)`.
+
+    Raises:
+      UserError: there are none.
+    """
+    if not degradations:
+        raise UserError("compose needs one degradation or more")
+    draws, applies = zip(*map(split, degradations), strict=True)
+    return from_pattern(Partial(_draw, draws), Partial(_apply, applies))
+
+
+def _draw(
+    draws: tuple[Draw, ...], key: jax.Array, shape: tuple[int, int, int]
+) -> tuple[Pattern, ...]:
+    return tuple(draw(jax.random.fold_in(key, i), shape) for i, draw in enumerate(draws))
+
+
+def _apply(
+    applies: tuple[Apply, ...], x0: jax.Array, t: jax.Array, patterns: tuple[Pattern, ...]
+) -> jax.Array:
+    for apply, pattern in zip(applies, patterns, strict=True):
+        x0 = apply(x0, t, pattern)
+    return x0

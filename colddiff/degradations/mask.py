@@ -1,0 +1,132 @@
+"""Gaussian mask (paper: inpainting, section 4.2 and appendix A.2; generation, section 5.3).
+
+A hole with soft edges that grows around a point: `xt = G_t x0 + (1 - G_t) c`, where G_t is the
+product of t masks, each one minus a Gaussian of height 1, and c the colour the hole fades to.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from colddiff.degradations.patterns import from_pattern
+from colddiff.degradations.schedules import per_step
+from colddiff.degradations.size import ImageSize
+from colddiff.errors import UserError
+
+_RANDOM_COLOR = 0.5  # each channel is uniform on ± this (section 5.3)
+
+
+class MaskPattern(NamedTuple):
+    """One image's hole.
+
+    Attributes:
+      corner: int32 `[2]`, where the image's crop of the mask begins; the hole lies at
+        `image_size - 1 - corner` for a random centre.
+      color: `[C]` or scalar, what the hole fades to, in [-1, 1].
+    """
+
+    corner: jax.Array
+    color: jax.Array
+
+
+def gaussian_mask(
+    *,
+    image_size: int,
+    num_steps: int,
+    std: float | list[float],
+    center: str | tuple[int, int],
+    fade_to: float | Sequence[float] | str = 0.0,
+    inward: bool = False,
+) -> Partial:
+    """`D(x0, t, key)`: x0 behind t Gaussian masks; the key draws what is random of hole and colour.
+
+    Args:
+      image_size: H = W = n, in pixels.
+      num_steps: T.
+      std: σ of every step's Gaussian in pixels, one number or a list of T.
+      center: 'image': the hole is centred, at row and column n/2 - 1. (low, high): its row and
+        column are n - 1 - offset for offsets uniform on low..high, both within 0..n; the paper's
+        numbers match (1, n - 1), its released code draws from (0, n).
+      fade_to: what a hole shows: a number, gray 0 in the paper; one number for each channel; or
+        'random', one colour for each image, every channel uniform on [-.5, .5].
+      inward: close from the edges to the centre instead: for t of 1..T, G_t is one minus the
+        product of the first T - t masks, so that nothing is left at T.
+
+    Raises:
+      UserError: a setting that cannot work.
+    """
+    if image_size < 2 or num_steps < 1:
+        raise UserError(f"image_size={image_size} must be 2, num_steps={num_steps} 1 or more")
+    if center == "image":
+        low = high = 0
+        size, middle = image_size, image_size // 2 - 1
+    else:
+        low, high = _offsets(center, image_size)
+        size, middle = 2 * image_size, image_size - 1
+    distance = np.arange(size) - middle
+    r2 = distance[:, None] ** 2 + distance[None, :] ** 2
+    G = [np.ones((size, size))]
+    for sigma in per_step("std", std, num_steps):
+        G.append(G[-1] * -np.expm1(-r2 / (2 * sigma**2)))
+    if inward:
+        G = [G[0], *(1 - g for g in G[-2::-1])]
+    color = None if isinstance(fade_to, str) else jnp.asarray(_color(fade_to), jnp.float32)
+    if color is None and fade_to != "random":
+        raise UserError(f"fade_to={fade_to!r} must be a number, one for each channel, or 'random'")
+    draw = Partial(_draw, jnp.array([low, high]), color)
+    table = jnp.asarray(np.stack(G), jnp.float32)
+    return from_pattern(draw, Partial(_apply, table, ImageSize(image_size)))
+
+
+def _draw(
+    offsets: jax.Array, color: jax.Array | None, key: jax.Array, shape: tuple[int, int, int]
+) -> MaskPattern:
+    corner_key, color_key = jax.random.split(key)
+    corner = jax.random.randint(corner_key, (2,), offsets[0], offsets[1] + 1)
+    if color is None:
+        color = jax.random.uniform(
+            color_key, shape[-1:], minval=-_RANDOM_COLOR, maxval=_RANDOM_COLOR
+        )
+    return MaskPattern(corner, color)
+
+
+def _apply(
+    G: jax.Array, image_size: ImageSize, x0: jax.Array, t: jax.Array, pattern: MaskPattern
+) -> jax.Array:
+    """`G_t x0 + (1 - G_t) c` with the crop of `G[t]` that begins at the pattern's corner."""
+    image_size.check(x0)
+    n = image_size.pixels
+    if pattern.color.ndim and pattern.color.shape != x0.shape[-1:]:
+        raise UserError(
+            f"fade_to has {len(pattern.color)} values for images of {x0.shape[-1]} channels"
+        )
+    mask = jax.lax.dynamic_slice(G, (t, *pattern.corner), (1, n, n))[0, :, :, None]
+    color = jnp.broadcast_to(pattern.color, x0.shape[-1:])[None, None]
+    return mask * x0 + (1 - mask) * color
+
+
+def _offsets(center: object, n: int) -> tuple[int, int]:
+    """(low, high), checked."""
+    wrong = UserError(
+        f"center={center!r} must be 'image', or two integers (low, high), low ≤ high within 0..{n}"
+    )
+    if not isinstance(center, Sequence) or isinstance(center, str) or len(center) != 2:
+        raise wrong
+    if not all(isinstance(v, int) for v in center) or not 0 <= center[0] <= center[1] <= n:
+        raise wrong
+    return center[0], center[1]
+
+
+def _color(fade_to: object) -> np.ndarray:
+    """One value or one for each channel, checked."""
+    try:
+        color = np.asarray(fade_to, np.float64)
+    except (TypeError, ValueError):
+        color = np.array(np.nan)
+    if color.ndim > 1 or not np.all(np.abs(color) <= 1):
+        raise UserError(f"fade_to={fade_to!r} must lie in [-1, 1]: black, gray 0, white")
+    return color

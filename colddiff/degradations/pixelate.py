@@ -1,0 +1,53 @@
+"""Pixelation (paper: super-resolution, section 4.3 and appendix A.3; generation, section 5.3).
+
+Every step halves the previous result's resolution and shows it with nearest-neighbour pixels of
+the original size.
+"""
+
+import numpy as np
+from jax.tree_util import Partial
+
+from colddiff.degradations.separable import separable
+from colddiff.errors import UserError, unknown_name
+
+_HALF_WAY = (-0.09375, 0.59375, 0.59375, -0.09375)  # cubic convolution, a = -0.75, at distance 1/2
+
+
+def pixelate(*, image_size: int, num_steps: int, method: str = "area") -> Partial:
+    """`D(x0, t, key)`: x0 in blocks of 2ᵗ × 2ᵗ equal pixels; deterministic, `key` is not used.
+
+    Args:
+      image_size: H = W, in pixels; a multiple of 2ᵀ.
+      num_steps: T; at T there are `image_size / 2ᵀ` blocks a side.
+      method: how a step shrinks: 'area', the mean of each block, or 'bicubic', PyTorch's: four
+        taps around the block's middle (a = -0.75), no antialiasing, borders repeated. Bicubic
+        sharpens: its xt may leave [-1, 1], to at most 1.9.
+
+    Raises:
+      UserError: a setting that cannot work.
+    """
+    if method not in ("area", "bicubic"):
+        raise unknown_name("method", method, ("area", "bicubic"))
+    if image_size < 1 or num_steps < 1 or image_size % 2**num_steps:
+        raise UserError(f"image_size={image_size} cannot be halved num_steps={num_steps} times")
+    A = [np.eye(image_size)]
+    for t in range(1, num_steps + 1):
+        shrink = _block_means if method == "area" else _bicubic
+        enlarge = np.repeat(np.eye(image_size // 2**t), 2**t, axis=0)
+        A.append(enlarge @ shrink(image_size, 2**t) @ A[-1])
+    return separable(A)
+
+
+def _block_means(n: int, block: int) -> np.ndarray:
+    """From n pixels to the means of n / block blocks; `[n / block, n]`."""
+    return np.repeat(np.eye(n // block), block, axis=1) / block
+
+
+def _bicubic(n: int, block: int) -> np.ndarray:
+    """From n pixels to their cubic interpolation at the middle of each block; `[n / block, n]`."""
+    matrix = np.zeros((n // block, n))
+    for i in range(n // block):
+        middle = i * block + block // 2  # the pixel just right of it
+        for offset, weight in zip((-2, -1, 0, 1), _HALF_WAY, strict=True):
+            matrix[i, np.clip(middle + offset, 0, n - 1)] += weight
+    return matrix

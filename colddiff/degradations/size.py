@@ -1,0 +1,28 @@
+"""The size of image that a degradation's tables were made for."""
+
+from dataclasses import dataclass
+
+import jax
+
+from colddiff.errors import UserError
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class ImageSize:
+    """H = W in pixels; static within a Partial, where a plain number would be traced."""
+
+    pixels: int
+
+    def check(self, x0: jax.Array) -> None:
+        """Refuses all but one image of this size.
+
+        Raises:
+          UserError: `x0` is not `[pixels, pixels, C]`.
+        """
+        if x0.ndim != 3 or x0.shape[:2] != (self.pixels, self.pixels):
+            raise UserError(
+                f"this degradation takes one image of shape {(self.pixels, self.pixels, 'C')}; got "
+                f"{x0.shape}. For a batch use jax.vmap; for another size make it with another "
+                "image_size"
+            )

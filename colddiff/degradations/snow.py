@@ -1,0 +1,106 @@
+"""Snowfall (paper: appendix A), after ImageNet-C (Hendrycks and Dietterich 2019).
+
+Flakes are a thresholded random field, drawn out along one axis and added twice, the second time
+turned by 180°. Always from x0, never from the previous result.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from colddiff.degradations.blur import gaussian_kernel
+from colddiff.degradations.patterns import from_pattern
+from colddiff.degradations.size import ImageSize
+from colddiff.errors import UserError
+
+_MEAN, _STD = 0.55, 0.3  # of the random field
+_ZOOM = 2.5
+_TAPS = 11  # of the motion blur, in pixels
+
+
+class SnowPattern(NamedTuple):
+    """One image's snow.
+
+    Attributes:
+      field: float32 `[H, W]`, whose values above the threshold are flakes.
+      vertical: bool, along which axis the flakes fall.
+    """
+
+    field: jax.Array
+    vertical: jax.Array
+
+
+def snow(
+    *,
+    image_size: int,
+    num_steps: int,
+    threshold: tuple[float, float],
+    motion_std: tuple[float, float],
+) -> Partial:
+    """`D(x0, t, key)`: x0 with the key's snow; `threshold` and `motion_std` are linear in t.
+
+    Args:
+      image_size: H = W, in pixels.
+      num_steps: T.
+      threshold: (c0 at t = 1, at T): what of the random field N(.55, .3²) is snow.
+      motion_std: (c1 at t = 1, at T): σ of the motion blur in pixels.
+
+    Raises:
+      UserError: a setting that cannot work.
+    """
+    if image_size < 1 or num_steps < 1:
+        raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
+    for name, value in (("threshold", threshold), ("motion_std", motion_std)):
+        if np.shape(value) != (2,) or not np.all(np.isfinite(value)):
+            raise UserError(f"{name}={value!r} must be two numbers: at t = 1 and at T")
+    if min(motion_std) <= 0:
+        raise UserError(f"motion_std={motion_std!r} must be positive")
+    c0 = np.linspace(*threshold, num_steps)
+    kernels = [gaussian_kernel(_TAPS, c1) for c1 in np.linspace(*motion_std, num_steps)]
+    # At t = 0 there is none; the first entries only keep the index simple.
+    apply = Partial(
+        _apply,
+        jnp.asarray([np.inf, *c0], jnp.float32),
+        jnp.asarray(np.stack([kernels[0], *kernels]), jnp.float32),
+    )
+    return from_pattern(Partial(_draw, jnp.asarray(_zoom_matrix(image_size), jnp.float32)), apply)
+
+
+def _draw(zoom: jax.Array, key: jax.Array, shape: tuple[int, int, int]) -> SnowPattern:
+    """A coarse random field, enlarged; the field's border, cut off anyway, is not drawn."""
+    del shape
+    field_key, direction_key = jax.random.split(key)
+    coarse = _MEAN + _STD * jax.random.normal(field_key, (zoom.shape[1],) * 2)
+    field = jnp.einsum("hi,wj,ij->hw", zoom, zoom, coarse, precision=jax.lax.Precision.HIGHEST)
+    return SnowPattern(field, jax.random.bernoulli(direction_key))
+
+
+def _apply(
+    c0: jax.Array, kernels: jax.Array, x0: jax.Array, t: jax.Array, pattern: SnowPattern
+) -> jax.Array:
+    """x0 with the flakes of severity t: `c0` `[T + 1]`, `kernels` `[T + 1, 11]`."""
+    ImageSize(pattern.field.shape[0]).check(x0)
+    flakes = jnp.clip(jnp.where(pattern.field < c0[t], 0, pattern.field), 0, 1)
+    flakes = jnp.where(pattern.vertical, flakes.T, flakes)
+    n, reach = len(flakes), _TAPS // 2
+    padded = jnp.pad(flakes, ((0, 0), (reach, reach)))
+    flakes = sum(kernels[t, i] * padded[:, i : i + n] for i in range(_TAPS))
+    flakes = jnp.where(pattern.vertical, flakes.T, flakes)
+    snowy = jnp.clip((x0 + 1) / 2 + (flakes + flakes[::-1, ::-1])[:, :, None], 0, 1)
+    return jnp.where(t == 0, x0, 2 * snowy - 1)
+
+
+def _zoom_matrix(n: int) -> np.ndarray:
+    """Linear interpolation of ⌈n / 2.5⌉ values, ×2.5, corners aligned, trimmed evenly to n."""
+    few = math.ceil(n / _ZOOM)
+    many = round(few * _ZOOM)
+    places = np.linspace(0, few - 1, many)[(many - n) // 2 :][:n]
+    left = np.minimum(places.astype(int), max(few - 2, 0))
+    matrix = np.zeros((n, few))
+    matrix[np.arange(n), left] = 1 - (places - left)
+    matrix[np.arange(n), np.minimum(left + 1, few - 1)] += places - left
+    return matrix

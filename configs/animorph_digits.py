@@ -1,0 +1,25 @@
+"""Animorphosis: coloured digits out of white ones, minutes on a laptop's CPU.
+
+    python -m colddiff.main --config configs/animorph_digits.py --workdir runs/animorph_digits
+
+No row of the paper: the network and the training of configs/blur_digits.py. RESULT
+"""
+
+from ml_collections import ConfigDict
+
+from configs import blur_digits
+
+
+def get_config() -> ConfigDict:
+    config = blur_digits.get_config()
+    config.data.source = "color_digits"
+    config.data.channels = 3
+    config.degradation = ConfigDict(
+        dict(
+            name="animorph",
+            num_steps=50,
+            bank=dict(source="digits", split="train", limit=0, sharded=False),
+            schedule="cosine",
+        )
+    )
+    return config

@@ -1,0 +1,31 @@
+"""Two degradations in one: coloured digits are blurred, then turned gray; on a laptop's CPU.
+
+    python -m colddiff.main --config configs/blur_color_digits.py --workdir runs/blur_color_digits
+
+No row of the paper: the network and the training of configs/blur_digits.py. RESULT
+"""
+
+from ml_collections import ConfigDict
+
+from configs import color_digits
+
+
+def get_config() -> ConfigDict:
+    config = color_digits.get_config()
+    config.degradation = ConfigDict(
+        dict(
+            name="compose",
+            num_steps=20,
+            parts=(
+                dict(
+                    name="gaussian_blur",
+                    kernel_size=11,
+                    std=1.0,
+                    padding="reflect",
+                    mean_at_end=False,
+                ),
+                dict(name="desaturate"),
+            ),
+        )
+    )
+    return config

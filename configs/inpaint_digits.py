@@ -1,0 +1,25 @@
+"""Inpainting of scikit-learn's handwritten digits: minutes on a laptop's CPU.
+
+    python -m colddiff.main --config configs/inpaint_digits.py --workdir runs/inpaint_digits
+
+No row of the paper: the network and the training of configs/blur_digits.py. RESULT
+"""
+
+from ml_collections import ConfigDict
+
+from configs import blur_digits
+
+
+def get_config() -> ConfigDict:
+    config = blur_digits.get_config()
+    config.degradation = ConfigDict(
+        dict(
+            name="gaussian_mask",
+            num_steps=20,
+            std=dict(schedule="linear", start=1.0, step=0.25),
+            center=(4, 27),
+            fade_to=0.0,
+            inward=False,
+        )
+    )
+    return config

@@ -1,0 +1,40 @@
+"""Inpainting of MNIST at 32²: Table 2, row MNIST (paper, section 4.2; settings of appendix A.2).
+
+    python -m colddiff.main --config configs/inpaint_mnist.py --workdir runs/inpaint_mnist
+
+Data: MNIST as prepared by TFDS, without augmentation. Cost: 60,000 steps of 64 images with the
+56.6 M parameter network; not measured.
+
+    paper     FID     SSIM   RMSE
+    Degraded  108.48  .490   .262
+    Sampled   1.61    .941   .068
+    Direct    2.24    .948   .060
+
+With these settings the Degraded SSIM is .4925, the RMSE .2623. The released code draws the hole's
+place from (0, 32) instead, and begins at σ = 1.1.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import blur_mnist
+
+
+def get_config() -> ConfigDict:
+    config = blur_mnist.get_config()
+    config.data.crop_margin = 0
+    config.data.flip = False
+    config.data.eight_bit = True
+    config.degradation = ConfigDict(
+        dict(
+            name="gaussian_mask",
+            num_steps=50,
+            std=dict(schedule="linear", start=1.0, step=0.1),
+            center=(1, 31),
+            fade_to=0.0,
+            inward=False,
+        )
+    )
+    config.train.num_steps = 60_000
+    config.train.batch_size = 64
+    config.train.accumulation = 1
+    return config
