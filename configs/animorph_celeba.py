@@ -2,11 +2,11 @@
 
     python -m colddiff.main --config configs/animorph_celeba.py --workdir runs/animorph_celeba
 
-Data: as for configs/blur_celeba.py, which says how to use a folder of your own. The animals: AFHQ in
-its released layout in data/afhq; for another place add --config.degradation.bank.source=folder:PATH.
-They take 0.7 GB of memory on every device; --config.degradation.bank.sharded=True splits them over
-the devices. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
-Paper: FID 48.51 of generated images.
+Data: as for configs/blur_celeba.py, which says how to use a folder of your own. The animals: AFHQ
+in its released layout in data/afhq; for another place add
+--config.degradation.bank.source=folder:PATH. They take 0.7 GB of memory on every device;
+--config.degradation.bank.sharded=True splits them over the devices. Cost: 700,000 steps of 2 × 32
+images with the 56.6 M parameter network; not measured. Paper: FID 48.51 of generated images.
 """
 
 from ml_collections import ConfigDict

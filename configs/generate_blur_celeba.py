@@ -1,6 +1,6 @@
 """Generation of CelebA at 128² from blur: the restorer (paper, section 5.2; appendix A.7).
 
-    python -m colddiff.main --config configs/generate_blur_celeba.py --workdir runs/generate_blur_celeba
+    python -m colddiff.main --config configs/generate_blur_celeba.py --workdir runs/from_blur
 
 xT is constant: the mean of each channel. Data: as for configs/blur_celeba.py, which says how to use
 a folder of your own. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not

@@ -1,6 +1,6 @@
 """Generation of CelebA at 128² from a colour mask: the restorer (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_inpaint_celeba.py --workdir runs/generate_inpaint_celeba
+    python -m colddiff.main --config configs/generate_inpaint_celeba.py --workdir runs/from_masks
 
 The image closes from its edges inward, to one random colour at T. Data: as for
 configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32

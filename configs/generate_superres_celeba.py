@@ -1,6 +1,6 @@
 """Generation of CelebA at 128² from 2² pixels: the restorer (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_superres_celeba.py --workdir runs/generate_superres_celeba
+    python -m colddiff.main --config configs/generate_superres_celeba.py --workdir runs/from_pixels
 
 The restorer is that of configs/superres_celeba.py; generation begins at other xT. Data: as for
 configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32

@@ -1,4 +1,4 @@
-"""Inpainting of the centre of CelebA at 128²: Table 2, row CelebA (paper, section 4.2; appendix A.2).
+"""Inpainting of the centre of CelebA at 128²: Table 2, row CelebA (paper, section 4.2, A.2).
 
     python -m colddiff.main --config configs/inpaint_celeba.py --workdir runs/inpaint_celeba
 

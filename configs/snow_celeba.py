@@ -1,4 +1,4 @@
-"""Removing heavy snow from CelebA at 128² (paper, section 4 and appendix A: snowification, row CelebA).
+"""Removing heavy snow from CelebA at 128² (paper, section 4, appendix A: snow, row CelebA).
 
     python -m colddiff.main --config configs/snow_celeba.py --workdir runs/snow_celeba
 

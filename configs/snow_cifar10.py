@@ -1,4 +1,4 @@
-"""Removing light snow from CIFAR-10 (paper, section 4 and appendix A: snowification, row CIFAR-10).
+"""Removing light snow from CIFAR-10 (paper, section 4, appendix A: snow, row CIFAR-10).
 
     python -m colddiff.main --config configs/snow_cifar10.py --workdir runs/snow_cifar10
 

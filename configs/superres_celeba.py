@@ -1,4 +1,4 @@
-"""Super-resolution of CelebA from 2² to 128²: Table 3, row CelebA (paper, section 4.3; appendix A.3).
+"""Super-resolution of CelebA from 2² to 128²: Table 3, row CelebA (paper, section 4.3, A.3).
 
     python -m colddiff.main --config configs/superres_celeba.py --workdir runs/superres_celeba
 

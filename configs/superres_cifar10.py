@@ -1,4 +1,4 @@
-"""Super-resolution of CIFAR-10 from 4² to 32²: Table 3, row CIFAR-10 (paper, section 4.3; appendix A.3).
+"""Super-resolution of CIFAR-10 from 4² to 32²: Table 3, row CIFAR-10 (paper, section 4.3, A.3).
 
     python -m colddiff.main --config configs/superres_cifar10.py --workdir runs/superres_cifar10
 
