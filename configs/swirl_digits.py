@@ -1,0 +1,41 @@
+"""A degradation of your own, `swirl` below, trained and sampled with no change to the package.
+
+    python -m colddiff.main --config configs/swirl_digits.py --workdir runs/swirl_digits
+
+`degradation.name` is FILE.py:FUNCTION, the file's path as seen from where the command runs; the
+other settings are the function's arguments. Copy this file, and name the copy there. The network
+and the training are those of configs/blur_digits.py. RESULT
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from configs import blur_digits
+
+
+def get_config() -> ConfigDict:
+    config = blur_digits.get_config()
+    config.degradation = ConfigDict(
+        dict(name="configs/swirl_digits.py:swirl", num_steps=20, turns=0.75)
+    )
+    return config
+
+
+def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
+    """`D(x0, t, key)`: x0 turned around its centre, there by `turns` at T, less further out."""
+    center = (image_size - 1) / 2
+    y, x = jnp.mgrid[:image_size, :image_size] - center
+    angle = 2 * jnp.pi * turns * jnp.exp(-(x**2 + y**2) / (image_size / 3) ** 2)
+    share = jnp.linspace(0.0, 1.0, num_steps + 1)  # t / T
+    return Partial(_swirl, share, angle, x, y)
+
+
+def _swirl(share, angle, x, y, x0, t, key):
+    """Each pixel from where it was before the turn; at t = 0 exactly from its own place."""
+    sin, cos = jnp.sin(share[t] * angle), jnp.cos(share[t] * angle)
+    center = (x0.shape[0] - 1) / 2
+    places = jnp.stack([cos * y + sin * x, cos * x - sin * y]) + center
+    turn = lambda channel: jax.scipy.ndimage.map_coordinates(channel, places, 1, "nearest")  # noqa: E731
+    return jax.vmap(turn, -1, -1)(x0)
