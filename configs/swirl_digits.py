@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
 
 def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
     """`D(x0, t, key)`: x0 turned around its centre, there by `turns` at T, less further out."""
-    center = (image_size - 1) / 2
-    y, x = jnp.mgrid[:image_size, :image_size] - center
+    from_center = jnp.arange(image_size, dtype=jnp.float32) - (image_size - 1) / 2
+    y, x = jnp.meshgrid(from_center, from_center, indexing="ij")
     angle = 2 * jnp.pi * turns * jnp.exp(-(x**2 + y**2) / (image_size / 3) ** 2)
     share = jnp.linspace(0.0, 1.0, num_steps + 1)  # t / T
     return Partial(_swirl, share, angle, x, y)

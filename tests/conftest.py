@@ -1,5 +1,6 @@
 """What all tests share: four virtual devices, the compilation cache, no silent broadcasting."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_MATHS = ("test_degradations", "test_images", "test_metrics", "test_samplers")
+_MATHS = ("test_degradations", "test_formulas", "test_images", "test_metrics", "test_samplers")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,18 @@ def no_silent_change_of_dtype(request):
     strict = request.module.__name__ in _MATHS
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield
+
+
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "default")
+
+
+def config_anywhere(name: str) -> ConfigDict:
+    """configs/NAME.py; a bank of images that are not here becomes one of digits."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    if "bank" in config.degradation:
+        config.degradation.bank.source = "color_digits"
+        config.degradation.bank.limit = 100
+    return config
 
 
 def tiny_config() -> ConfigDict:

@@ -1,23 +1,21 @@
 """Configs become experiments; what cannot work is refused by the name of its field."""
 
 import importlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CONFIGS, config_anywhere
 
 from colddiff.build import build
 from colddiff.errors import UserError
 
-CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem not in ("__init__",))
 
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["default", *CONFIGS])
 def test_every_config_builds_and_says_what_it_is(name):
     module = importlib.import_module(f"configs.{name}")
-    experiment = build(module.get_config())
+    experiment = build(config_anywhere(name))
     x0 = jnp.zeros(experiment.image_shape)
     assert experiment.degrade(x0, experiment.T, jax.random.key(0)).shape == x0.shape
     if name != "default":

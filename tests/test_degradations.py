@@ -1,165 +1,225 @@
-"""Every registered degradation keeps the contract; each one's formula against a reference."""
+"""Every registered degradation keeps the contract, and so does every config's.
 
+A new entry of DEGRADATIONS needs an entry of SETTINGS, and nothing else, to be tested here.
+Their formulas: test_formulas.py.
+"""
+
+import importlib
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CONFIGS, config_anywhere
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
-from scipy import ndimage
 
-from colddiff.degradations import DEGRADATIONS, exponential, gaussian_blur, linear
-from colddiff.errors import UserError
+from colddiff import data
+from colddiff.build import build
+from colddiff.degradations import DEGRADATIONS, compose, linear, split
+from colddiff.images import from_uint8
+from colddiff.samplers import image_keys, tacos, times_between
+from configs.swirl_digits import swirl
 
 SIZE, T = 32, 12
-SETTINGS = {  # of each registered degradation, for the properties that all must have
+BANK = np.random.default_rng(0).integers(0, 256, (10, SIZE, SIZE, 3), np.uint8)
+SETTINGS = {
+    "animorph": dict(num_steps=T, bank=BANK),
+    "desaturate": dict(num_steps=T),
     "gaussian_blur": dict(
         image_size=SIZE, num_steps=T, kernel_size=7, std=linear(T, start=0.4, step=0.2),
         padding="reflect", mean_at_end=True,
     ),
+    "gaussian_mask": dict(
+        image_size=SIZE, num_steps=T, std=linear(T, start=1, step=0.5), center=(1, 31),
+        fade_to="random",
+    ),
+    "gaussian_noise": dict(num_steps=T),
+    "pixelate": dict(image_size=SIZE, num_steps=5),
+    "snow": dict(image_size=SIZE, num_steps=T, threshold=(1.15, 0.7), motion_std=(0.05, 16.0)),
+    "swirl": dict(image_size=SIZE, num_steps=T, turns=0.5),
 }  # fmt: skip
+RANDOM = {"animorph", "compose", "gaussian_mask", "gaussian_noise", "snow"}
+LARGEST = {"animorph": math.sqrt(2), "gaussian_noise": 8.0}  # |xt|; for all others 1
+FACTORIES = DEGRADATIONS | {"swirl": swirl}
 
 
-@pytest.fixture(params=sorted(DEGRADATIONS))
-def degrade(request):
-    return DEGRADATIONS[request.param](**SETTINGS[request.param])
+def make(name):
+    if name == "compose":
+        return compose(make("gaussian_blur"), make("gaussian_mask"), make("desaturate"))
+    return FACTORIES[name](**SETTINGS[name])
+
+
+@pytest.fixture(params=sorted(FACTORIES))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def degrade(name):
+    return make(name)
+
+
+@pytest.fixture
+def last(name):
+    """Its T."""
+    return SETTINGS.get(name, {}).get("num_steps", T)
 
 
 @pytest.fixture
 def x0():
-    return jax.random.uniform(jax.random.key(1), (4, SIZE, SIZE, 3), minval=-1, maxval=1)
+    return jax.random.uniform(jax.random.key(1), (8, SIZE, SIZE, 3), minval=-1, maxval=1)
 
 
-def at_all_t(degrade, x0, key):
-    return jax.vmap(degrade, (None, 0, None))(x0, jnp.arange(T + 1), key)
+@pytest.fixture
+def keys():
+    return jax.random.split(jax.random.key(3), 8)
+
+
+@jax.jit
+def degraded(degrade, x0, times, keys):
+    """D(x0, t) of a batch at all `times`; `[times, B, H, W, C]`."""
+    at = lambda t: jax.vmap(degrade, (0, None, 0))(x0, t, keys)  # noqa: E731
+    return jax.lax.map(at, jnp.asarray(times))
 
 
 def test_identity_at_zero_to_the_bit(degrade, x0):
-    assert np.array_equal(degrade(x0[0], 0, jax.random.key(0)), x0[0])
-    assert np.array_equal(jax.jit(degrade)(x0[0], 0, jax.random.key(0)), x0[0])
+    x0 = x0[0].at[0, 0].set(jnp.array([-1.0, 1.0, 1e-30]))
+    assert np.array_equal(degrade(x0, 0, jax.random.key(0)), x0)
+    assert np.array_equal(jax.jit(degrade)(x0, 0, jax.random.key(0)), x0)
 
 
-def test_same_key_same_pattern_however_it_is_called(degrade, x0):
-    keys = jax.random.split(jax.random.key(3), 4)
-    one_by_one = jnp.stack([degrade(x, 5, k) for x, k in zip(x0, keys, strict=True)])
-    together = jax.jit(jax.vmap(degrade, (0, None, 0)))(x0, 5, keys)
-    np.testing.assert_allclose(one_by_one, together, atol=1e-6)
-    np.testing.assert_allclose(one_by_one[2], at_all_t(degrade, x0[2], keys[2])[5], atol=1e-6)
+def test_same_key_same_pattern_however_it_is_called(degrade, x0, keys):
+    """One by one, jitted, in batches of two sizes, and split over four devices."""
+    t = 5
+    expected = jnp.stack([degrade(x, t, k) for x, k in zip(x0, keys, strict=True)])
+    batch = jax.vmap(degrade, (0, None, 0))
+    np.testing.assert_allclose(jax.jit(degrade)(x0[1], t, keys[1]), expected[1], atol=1e-5)
+    np.testing.assert_allclose(batch(x0, t, keys), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(batch)(x0[2:5], t, keys[2:5]), expected[2:5], atol=1e-5)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    x0, keys = jax.device_put((x0, keys), NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_allclose(jax.jit(batch)(x0, t, keys), expected, atol=1e-5)
 
 
-def test_finite_and_in_range_with_finite_gradients(degrade, x0):
-    xt = at_all_t(degrade, x0[0], jax.random.key(0))
-    assert np.all(np.isfinite(xt)) and np.all(np.abs(xt) <= 1 + 1e-5)
-    gradient = jax.grad(lambda x: jnp.sum(at_all_t(degrade, x, jax.random.key(0)) ** 2))(x0[0])
+def test_one_pattern_at_all_t(name, degrade, last, x0, keys):
+    """D is apply at the pattern that draw gives; if it is random, other keys give others."""
+    draw, apply = split(degrade)
+    pattern = draw(keys[0], x0[0].shape)
+    for t in range(last + 1):
+        np.testing.assert_allclose(apply(x0[0], t, pattern), degrade(x0[0], t, keys[0]), atol=1e-6)
+    xT = [degrade(x0[0], last, key) for key in keys]
+    assert any(not np.array_equal(xT[0], other) for other in xT) == (name in RANDOM)
+
+
+def test_finite_and_in_range_with_finite_gradients(name, degrade, last, x0, keys):
+    times = np.arange(last + 1)
+    xt = degraded(degrade, x0, times, keys)
+    assert np.all(np.isfinite(xt)) and np.max(np.abs(xt)) <= LARGEST.get(name, 1) + 1e-5
+    gradient = jax.grad(lambda x: jnp.sum(degraded(degrade, x, times, keys) ** 2))(x0)
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
 
 
-def test_severity_grows(degrade, x0):
-    xt = jax.vmap(at_all_t, (None, 0, 0))(degrade, x0, jax.random.split(jax.random.key(0), 4))
-    distance = np.mean(np.abs(xt - x0[:, None]), axis=(0, 2, 3, 4))
-    assert np.all(np.diff(distance) >= -1e-6) and distance[-1] > 0.1
+def real_images(size, channels=3, limit=32):
+    images = data.load("color_digits", "test", size=size, channels=channels, limit=limit)
+    return from_uint8(jnp.asarray(images))
 
 
-def test_tables_are_arguments_and_t_compiles_once(degrade, x0):
+def distances(degrade, x0, times):
+    """Mean |D(x0, t) - x0| over the images, for each t."""
+    xt = degraded(degrade, x0, times, image_keys(jax.random.key(0), 0, len(x0)))
+    return np.mean(np.abs(xt - x0[None]), axis=(1, 2, 3, 4))
+
+
+def test_severity_grows(degrade, last):
+    distance = distances(degrade, real_images(SIZE), np.arange(last + 1))
+    assert distance[0] == 0 and distance[-1] > 0.02
+    assert np.all(np.diff(distance) >= -1e-6)
+
+
+def test_a_perfect_restorer_gives_x0(degrade, last, x0, keys):
+    xT = jax.vmap(degrade, (0, None, 0))(x0, last, keys)
+    oracle = lambda params, x, t: params  # noqa: E731
+    found = tacos(oracle, degrade, x0, xT, keys, times_between(last, last))
+    np.testing.assert_allclose(found, x0, atol=1e-5)
+
+
+def test_another_t_compiles_nothing(degrade, last, x0):
     assert isinstance(degrade, Partial)
-    traces = []
+    run = jax.jit(lambda degrade, x0, t, key: degrade(x0, t, key))
+    for t in range(last + 1):
+        run(degrade, x0[0], t, jax.random.key(t))
+    assert run._cache_size() == 1
+
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
+
+
+def largest_constant(compiled):
+    """Bytes of the largest constant of a compiled program."""
+    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* constant\(", compiled.as_text())
+    assert found
+    return max(
+        _BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in found
+    )
+
+
+def test_a_constant_is_found_where_there_is_one(x0):
+    table = np.random.default_rng(0).normal(size=(600, 600)).astype(np.float32)
+    lowered = jax.jit(lambda t: jnp.asarray(table)[t]).lower(3)
+    assert largest_constant(lowered.compile()) == table.nbytes
+
+
+# The same of the configs, at the paper's settings.
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def experiment(request):
+    return build(config_anywhere(request.param))
+
+
+def test_configs_compile_without_large_constants(experiment):
+    """A batch of examples as in training, with its tables and banks for arguments."""
+    from colddiff.train import make_example
+
+    margin = experiment.config.data.crop_margin
+    size = experiment.config.data.image_size + margin
+    images = jnp.zeros((2, size, size, experiment.config.data.channels), jnp.uint8)
 
     @jax.jit
-    def run(degrade, x0, t, key):
-        traces.append(t)
-        return degrade(x0, t, key)
+    def examples(degrade, images, keys):
+        return jax.vmap(make_example(experiment, degrade))(images, keys)
 
-    for t in range(T + 1):
-        run(degrade, x0[0], t, jax.random.key(t))
-    assert len(traces) == 1
-    text = run.lower(degrade, x0[0], 3, jax.random.key(0)).as_text()
-    assert len(text) < 50_000  # a table would be printed, in twice its bytes
+    lowered = examples.lower(experiment.degrade, images, jax.random.split(jax.random.key(0), 2))
+    assert largest_constant(lowered.compile()) < 1e6
 
 
-# Blur: the closed form against T sequential convolutions in float64.
-
-
-def sequential_blur(x0, kernel_size, stds, padding):
-    """[x0, x1, ..., xT], each the previous one convolved with its 2-D kernel."""
-    images = [np.asarray(x0, np.float64)]
-    offsets = np.arange(kernel_size) - kernel_size // 2
-    mode = {"circular": "wrap", "reflect": "mirror"}[padding]  # scipy's words
-    for std in stds:
-        kernel = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * std**2))
-        kernel /= kernel.sum()
-        channels = [ndimage.correlate(c, kernel, mode=mode) for c in np.moveaxis(images[-1], -1, 0)]
-        images.append(np.stack(channels, axis=-1))
-    return images
-
-
+# Two dark digits blend to a darker one (see `animorph`): it is tested on CIFAR-10, below.
 @pytest.mark.parametrize(
-    ("size", "num_steps", "kernel_size", "stds", "padding"),
-    [
-        (28, 20, 11, [7.0] * 20, "circular"),
-        (32, 20, 11, [7.0] * 20, "circular"),
-        (32, 50, 11, [0.35 + 0.01 * i for i in range(50)], "reflect"),
-        (128, 200, 15, [math.exp(0.01 * i) for i in range(200)], "reflect"),
-    ],
+    "experiment", [c for c in CONFIGS if not c.startswith("animorph")], indirect=True
 )
-def test_blur_equals_sequential_convolutions(size, num_steps, kernel_size, stds, padding):
-    x0 = np.random.default_rng(0).uniform(-1, 1, (size, size, 2 if size < 100 else 1))
-    x0 = x0.astype(np.float32)
-    expected = sequential_blur(x0, kernel_size, stds, padding)
-    degrade = gaussian_blur(
-        image_size=size, num_steps=num_steps, kernel_size=kernel_size, std=stds, padding=padding
-    )
-    for t in (1, 2, num_steps // 2, num_steps):
-        found = degrade(jnp.asarray(x0), t, jax.random.key(0))
-        np.testing.assert_allclose(found, expected[t], atol=1e-5)
+def test_configs_grow_in_severity(experiment):
+    settings = experiment.config.data
+    x0 = real_images(settings.image_size, settings.channels, limit=8)
+    times = np.unique(np.round(np.linspace(0, experiment.T, 16)).astype(int))
+    distance = distances(experiment.degrade, x0, times)
+    assert distance[0] == 0 and distance[-1] > 0.02
+    assert np.all(np.diff(distance) >= -1e-4), np.diff(distance)
 
 
-def test_blur_ends_in_the_exact_channel_means():
-    settings = SETTINGS["gaussian_blur"] | {"mean_at_end": True}
-    x0 = jax.random.normal(jax.random.key(0), (SIZE, SIZE, 3))
-    xT = gaussian_blur(**settings)(x0, T, jax.random.key(0))
-    expected = np.broadcast_to(np.mean(np.asarray(x0, np.float64), axis=(0, 1)), xT.shape)
-    np.testing.assert_allclose(xT, expected, atol=1e-6)
-    before = gaussian_blur(**settings)(x0, T - 1, jax.random.key(0))
-    assert np.std(before, axis=(0, 1)).min() > 1e-3
+ON_CIFAR10 = [c for c in CONFIGS if c.endswith("_cifar10")]
 
 
-def test_blur_costs_the_same_at_every_t():
-    degrade = gaussian_blur(**SETTINGS["gaussian_blur"])
-
-    def flops(t):
-        compiled = jax.jit(lambda d, x: d(x, t, jax.random.key(0))).lower(
-            degrade, jnp.ones((32, 32, 3))
-        )
-        return compiled.compile().cost_analysis()["flops"]
-
-    assert flops(T) == pytest.approx(flops(1), rel=0.01)
-
-
-def test_schedules():
-    assert linear(3, start=0.35, step=0.01) == pytest.approx([0.35, 0.36, 0.37])
-    assert exponential(3, start=2, rate=0.5) == pytest.approx([2, 2 * math.e**0.5, 2 * math.e])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"kernel_size": 4}, "kernel_size=4 must be odd"),
-        ({"padding": "zero"}, "unknown padding 'zero'; valid: circular, reflect"),
-        ({"std": [1.0, 2.0]}, "std has 2 values; give 1 or num_steps=12"),
-        ({"std": None}, "std=None must be a number or a list of num_steps=12"),
-        ({"std": -1.0}, "std must be positive and finite at every step; got -1.0"),
-        ({"kernel_size": 65}, "kernel_size=65 reaches beyond .* use a kernel_size below 64"),
-        ({"num_steps": 0}, "num_steps=0 must be 1 or more"),
-    ],
-)
-def test_blur_refuses_what_cannot_work(change, message):
-    with pytest.raises(UserError, match=message):
-        gaussian_blur(**SETTINGS["gaussian_blur"] | change)
-
-
-def test_blur_refuses_a_batch_and_another_size():
-    degrade = gaussian_blur(**SETTINGS["gaussian_blur"])
-    for shape in ((2, SIZE, SIZE, 3), (16, 16, 3)):
-        with pytest.raises(UserError, match=r"takes one image of shape \(32, 32, 'C'\)"):
-            degrade(jnp.zeros(shape), 1, jax.random.key(0))
+@pytest.mark.parametrize("config_name", [*ON_CIFAR10, "noise_celeba", "animorph_celeba"])
+def test_severity_grows_on_cifar10(config_name, real_data):
+    config = importlib.import_module(f"configs.{config_name}").get_config()
+    config.data.image_size = 32
+    if config_name == "animorph_celeba":
+        config.degradation.bank.update({"source": "tfds:cifar10", "limit": 1000})
+    images = data.load("tfds:cifar10", "test", size=32, channels=3, limit=100)
+    times = np.arange(config.degradation.num_steps + 1)
+    distance = distances(build(config).degrade, from_uint8(jnp.asarray(images)), times)
+    assert np.all(np.diff(distance) >= -1e-5), np.diff(distance)

@@ -36,6 +36,9 @@ def animorph(
 ) -> Partial:
     """`D(x0, t, key)`: x0 blended with an image that the key picks; xt lies in [-√2, √2].
 
+    The weights' squares sum to 1, as for noise, their sum is up to √2: where x0 and z are both dark
+    or both bright, so are their blends, and more.
+
     Args:
       num_steps: T.
       bank: the images, uint8 `[N, H, W, C]`, with the size and channels of x0. Replicated or
