@@ -139,8 +139,7 @@ def _degradation(settings: dict[str, Any], images: ConfigDict) -> Degrade:
         _function_of_file(name) if ":" in str(name) else named(DEGRADATIONS, "degradation", name)
     )
     if factory is compose:
-        parts = [{"num_steps": num_steps} | dict(part) for part in settings.get("parts", ())]
-        return compose(*(_degradation(part, images) for part in parts))
+        return _call("degradation", _composed, images, **settings)
     for field, value in settings.items():
         if isinstance(value, dict) and "schedule" in value:
             settings[field] = _schedule(field, value, num_steps)
@@ -157,7 +156,9 @@ def _composed(
     images: ConfigDict, *, name: str, num_steps: int, parts: Sequence[Mapping[str, Any]]
 ) -> Degrade:
     """`compose` of `parts`, each the settings of a degradation but for `num_steps`."""
-    del name
+    for part in parts:
+        if "num_steps" in part:
+            raise UserError(f"a part of {name} has its num_steps={num_steps}; leave out {part}'s")
     return compose(*(_degradation({**part, "num_steps": num_steps}, images) for part in parts))
 
 

@@ -1,6 +1,7 @@
 """Sources, splits, unreadable files, and the order of training."""
 
 import collections
+import colorsys
 import itertools
 import struct
 
@@ -30,6 +31,27 @@ def test_digits_are_the_real_ones_and_the_splits_do_not_meet():
     assert train.shape == (1500, 8, 8, 1) and test.shape == (297, 8, 8, 1)
     originals = load_digits().images[1500:] / 16
     assert np.corrcoef((test[..., 0] / 255).ravel(), originals.ravel())[0, 1] > 0.95
+
+
+def test_color_digits_have_the_hue_of_their_label():
+    """Ten hues, and the same shapes as in gray."""
+    for split, labels in (("train", load_digits().target), ("test", load_digits().target[1500:])):
+        gray = data.load("digits", split, size=16, channels=1, limit=200)
+        color = data.load("color_digits", split, size=16, channels=3, limit=200)
+        assert np.corrcoef(color.max(axis=-1).ravel(), gray.ravel())[0, 1] > 0.999
+        inks = color.reshape(200, -1, 3).max(axis=1) / 255.0
+        hues = [colorsys.rgb_to_hsv(*ink)[0] for ink in inks]
+        distance = np.abs(np.array(hues) - labels[:200] / 10)
+        assert np.minimum(distance, 1 - distance).max() < 0.02
+        assert np.ptp(inks, axis=1).min() > 0.5
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_folders_with_splits_of_their_own(tmp_path, name):
+    """AFHQ calls its test split val."""
+    write_images(tmp_path, ["train/cat/1.png", "train/dog/2.png", f"{name}/cat/3.png"])
+    train, test = (data.load(f"folder:{tmp_path}", s, size=4, channels=3) for s in data.SPLITS)
+    assert train[:, 0, 0, 0].tolist() == [0, 1] and test[:, 0, 0, 0].tolist() == [2]
 
 
 def test_folder_is_resized_and_centre_cropped(tmp_path):
@@ -137,7 +159,7 @@ def test_no_readable_file_is_an_error(tmp_path, cache):
     ("source", "split", "message"),
     [
         ("folder:no/such/place", "train", "no folder no/such/place"),
-        ("mnist", "train", "unknown data source 'mnist'; valid: digits, folder:PATH, tfds:NAME"),
+        ("mnist", "train", "unknown data source 'mnist'; valid: color_digits, digits, folder:PATH"),
         ("folder:", "train", "unknown data source"),
         ("digits", "valid", "unknown split of digits 'valid'; valid: test, train"),
         ("tfds:no_such_dataset", "train", "TFDS knows no dataset 'no_such_dataset'"),

@@ -16,6 +16,16 @@ def test_uint8_round_trip_is_exact():
     np.testing.assert_allclose(images.to_unit(x), levels / 255, atol=1e-6)
 
 
+def test_truncation_keeps_levels_and_drops_fractions():
+    levels = np.arange(256)
+    exact = jnp.asarray(levels / 127.5 - 1, jnp.float32)
+    np.testing.assert_allclose(images.truncate_to_8_bit(exact), exact, atol=1e-6)
+    above = jnp.asarray((levels[:-1] + 0.99) / 127.5 - 1, jnp.float32)
+    once = images.truncate_to_8_bit(above)
+    np.testing.assert_allclose(once, exact[:-1], atol=1e-6)
+    assert np.array_equal(images.truncate_to_8_bit(once), once)
+
+
 def test_grid_shows_every_image_in_its_place(tmp_path):
     tones = np.linspace(-1, 1, 6).reshape(2, 3)  # column, row
     columns = [np.broadcast_to(c[:, None, None, None], (3, 8, 8, 1)) for c in tones]

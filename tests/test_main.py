@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_FLAGS, run_main
+from PIL import Image
 
 
 def test_one_command_trains_and_evaluates(tmp_path):
@@ -28,11 +29,19 @@ def test_one_command_trains_and_evaluates(tmp_path):
     assert "model.width: 8 there, 16 here" in other.stderr and "Traceback" not in other.stderr
 
 
+def test_the_degrade_mode_needs_no_training(tmp_path):
+    done = run_main(*TINY_FLAGS, f"--workdir={tmp_path}", "--mode=degrade")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.split("picture: ")[1].strip())
+    assert path == tmp_path / "degraded.png" and Image.open(path).width > 5 * 96
+    assert [p.name for p in tmp_path.iterdir()] == ["degraded.png"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir"),
-        (["--mode=trian"], "should be one of <train_and_evaluate|train|evaluate>"),
+        (["--mode=trian"], "should be one of <train_and_evaluate|train|evaluate|degrade>"),
         (["extra"], "unexpected argument 'extra'"),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config.train.num_stepz=3"], 'Did you mean "num_steps" instead of "num_stepz"?'),

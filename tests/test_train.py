@@ -122,6 +122,36 @@ def test_examples_are_crops_and_mirrors_at_every_severity(config):
     np.testing.assert_allclose(xt, expected, atol=1e-5)
 
 
+def test_examples_may_be_padded_or_cropped_at_the_centre(config):
+    keys = image_keys(jax.random.key(0), 0, 200)
+    image = some_images(16, 16)
+    config.data.pad = 2
+    x0, _, _ = jax.vmap(make_example(build(config), build(config).degrade), (None, 0))(image, keys)
+    black = np.pad(image / 127.5 - 1, ((2, 2), (2, 2), (0, 0)), constant_values=-1)
+    crops = [black[i : i + 16, j : j + 16] for i in range(5) for j in range(5)]
+    found = [[k for k, crop in enumerate(crops) if np.allclose(x, crop, atol=1e-6)] for x in x0]
+    assert {match[0] for match in found} == set(range(25)) and all(len(m) == 1 for m in found)
+
+    config.data.update({"pad": 0, "crop_margin": 3, "crop": "center"})
+    image = some_images(19, 19)
+    x0, _, _ = jax.vmap(make_example(build(config), build(config).degrade), (None, 0))(image, keys)
+    np.testing.assert_allclose(x0, np.stack([image[1:17, 1:17] / 127.5 - 1] * 200), atol=1e-6)
+
+
+def test_the_network_is_shown_8_bits_if_the_config_says_so(config):
+    keys = image_keys(jax.random.key(0), 0, 20)
+    for eight_bit in (True, False):
+        config.data.eight_bit = eight_bit
+        experiment = build(config)
+        example = jax.vmap(make_example(experiment, experiment.degrade), (None, 0))
+        x0, xt, t = example(some_images(16, 16), keys)
+        levels = (np.asarray(xt, np.float64) + 1) * 127.5
+        whole = np.abs(levels - np.round(levels)).max() < 1e-3
+        assert whole == eight_bit
+        difference = jax.vmap(experiment.degrade)(x0, t, keys) - xt  # blur needs no key
+        assert difference.min() > -1e-4 and difference.max() < 1 / 127.5
+
+
 def test_a_stopped_run_goes_on_bit_identically(trained, tmp_path):
     """Stopped at its checkpoint of step 3, continued to 8."""
     partial = tiny_config()
