@@ -131,7 +131,7 @@ def test_parts_are_composed_in_their_order(config):
     expected = second(first(x0, 6, key), 6, key)
     for same in (config, saved):
         np.testing.assert_allclose(build(same).degrade(x0, 6, key), expected, atol=1e-6)
-    with pytest.raises(UserError, match="missing a required .*argument: 'parts'"):
+    with pytest.raises(UserError, match=r"missing a required .*argument: 'parts'"):
         build(degradation(config, name="compose"))
     with pytest.raises(UserError, match="compose needs one degradation"):
         build(degradation(config, name="compose", parts=()))
