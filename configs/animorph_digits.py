@@ -2,18 +2,16 @@
 
     python -m colddiff.main --config configs/animorph_digits.py --workdir runs/animorph_digits
 
-No row of the paper: the network and the training of configs/blur_digits.py. RESULT
+No row of the paper: the network and the training of configs/color_digits.py. RESULT
 """
 
 from ml_collections import ConfigDict
 
-from configs import blur_digits
+from configs import color_digits
 
 
 def get_config() -> ConfigDict:
-    config = blur_digits.get_config()
-    config.data.source = "color_digits"
-    config.data.channels = 3
+    config = color_digits.get_config()
     config.degradation = ConfigDict(
         dict(
             name="animorph",

@@ -1,8 +1,11 @@
-"""Colourisation of digits whose hue follows from their shape: minutes on a laptop's CPU.
+"""Colourisation of digits of ten hues, which their shape tells: minutes on a laptop's CPU.
 
     python -m colddiff.main --config configs/color_digits.py --workdir runs/color_digits
 
-No row of the paper: the network and the training of configs/blur_digits.py. RESULT
+No row of the paper: the restorer has to recognise a digit to colour it. The network and the training
+are those of configs/blur_digits.py but for images of 16², twice the steps, and attention at 4². Cost:
+2 minutes and a half on two CPU cores. Result on the 297 test digits: RMSE .156 degraded, .066 direct,
+.071 sampled; SSIM .70, .94, .95.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +17,9 @@ def get_config() -> ConfigDict:
     config = blur_digits.get_config()
     config.data.source = "color_digits"
     config.data.channels = 3
+    config.data.image_size = 16
+    config.model.attention_sizes = (8, 4)
+    config.train.num_steps = 800
     config.degradation = ConfigDict(
         dict(
             name="desaturate",

@@ -18,7 +18,7 @@ from configs import blur_digits
 def get_config() -> ConfigDict:
     config = blur_digits.get_config()
     config.degradation = ConfigDict(
-        dict(name="configs/swirl_digits.py:swirl", num_steps=20, turns=0.75)
+        dict(name="configs/swirl_digits.py:swirl", num_steps=20, turns=0.25)
     )
     return config
 
