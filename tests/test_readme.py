@@ -1,16 +1,49 @@
 """What the README says runs as it stands there."""
 
+import itertools
 import re
 
-from conftest import ROOT
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import CONFIGS, ROOT
+
+from colddiff.build import build
+
+
+def python_block(word):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    (code,) = (block for block in blocks if word in block)
+    return code
 
 
 def test_the_notebook_example_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
-    (code,) = (block for block in blocks if "colddiff.load(" in block)
+    code = python_block("colddiff.load(")
     exec(code.replace("runs/blur_digits", str(trained)), {})
     assert (tmp_path / "restored.png").stat().st_size > 1000
+
+
+def test_your_own_degradation_works_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = python_block("def get_config(")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "dim_digits.py").write_text(code)
+    names = {}
+    exec(code, names)
+    experiment = build(names["get_config"]())
+    x0 = jnp.ones(experiment.image_shape)
+    for t, level in ((0, 1), (5, 0.75), (20, 0)):
+        np.testing.assert_allclose(experiment.degrade(x0, t, jax.random.key(0)), level * x0)
+
+
+def test_every_config_is_in_its_table():
+    text = (ROOT / "README.md").read_text()
+    named = set()
+    for pattern in re.findall(r"`(\w*(?:\{[\w,]+\}\w*)*)`", text.split("## Experiments")[1]):
+        parts = [part.split(",") for part in re.split(r"[{}]", pattern)]
+        named |= {"".join(choice) for choice in itertools.product(*parts)}
+    assert set(CONFIGS) <= named
 
 
 def test_every_file_it_names_exists():
