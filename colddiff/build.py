@@ -7,6 +7,7 @@ nothing read but what a degradation is made of: a bank of images, or the file wi
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from absl import logging
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import data
 from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade, compose
 from colddiff.devices import create_mesh, split_rows
-from colddiff.errors import UserError, unknown_name
+from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.images import truncate_to_8_bit
 from colddiff.networks import NETWORKS
 from colddiff.samplers import SAMPLERS, Restore, times_between
@@ -99,7 +102,7 @@ def build(config: ConfigDict) -> Experiment:
     model = _make("model", config.model, NETWORKS, channels=config.data.channels)
     experiment = Experiment(
         config=config,
-        degrade=_degradation(config.degradation.to_dict(), config.data),
+        degrade=_unchanged,
         model=model,
         restore=lambda params, xt, t: model.apply({"params": params}, xt, t),
         network_input=truncate_to_8_bit if config.data.eight_bit else _unchanged,
@@ -109,9 +112,9 @@ def build(config: ConfigDict) -> Experiment:
     for name in (config.sampler.name, *config.eval.samplers):
         named(SAMPLERS, "sampler", name)
     times_between(experiment.T, experiment.steps)  # refuses wrong ones
-    _check_degradation(experiment)
     jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
-    return experiment
+    # At last, for it may take minutes to read a bank of images.
+    return experiment._replace(degrade=_degradation(config.degradation.to_dict(), config.data))
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
@@ -122,7 +125,7 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
 
 def named(table: Mapping[str, Any], what: str, name: str) -> Any:
     """`table[name]`, or an error that lists the names there are."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise unknown_name(what, name, table)
     return table[name]
 
@@ -131,35 +134,41 @@ def _unchanged(xt: jax.Array) -> jax.Array:
     return xt
 
 
-def _degradation(settings: dict[str, Any], images: ConfigDict) -> Degrade:
+def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degrade:
     """The degradation of a config's `degradation`, for images as its `data` says."""
-    num_steps = settings["num_steps"]
-    name = settings.get("name")
-    factory = (
-        _function_of_file(name) if ":" in str(name) else named(DEGRADATIONS, "degradation", name)
-    )
+    settings = dict(settings)
+    name, num_steps = settings.pop("name", None), settings["num_steps"]
+    own = isinstance(name, str) and ":" in name
+    factory = _function_of_file(name) if own else named(DEGRADATIONS, "degradation", name)
     if factory is compose:
-        return _call("degradation", _composed, images, **settings)
+        return _call("degradation", _composed, data_settings, **settings)
+    if "image_size" in settings:
+        raise UserError("config.degradation.image_size cannot be set; data.image_size is used")
     for field, value in settings.items():
         if isinstance(value, dict) and "schedule" in value:
             settings[field] = _schedule(field, value, num_steps)
     if "bank" in settings:
-        settings |= _bank(settings["bank"], images)
+        bank = _mapping("degradation.bank", settings["bank"])
+        settings |= _call("degradation.bank", _load_bank, data_settings, **bank)
     if "image_size" in inspect.signature(factory).parameters:
-        settings["image_size"] = images.image_size
-    del settings["name"]
+        settings["image_size"] = data_settings.image_size
     degrade = _call("degradation", factory, **settings)
-    return degrade if isinstance(degrade, Partial) else Partial(degrade)
+    if not callable(degrade):
+        raise UserError(f"the degradation {name} must return a function; it returned {degrade!r}")
+    degrade = degrade if isinstance(degrade, Partial) else Partial(degrade)
+    _check_degradation(name, degrade, data_settings)
+    return degrade
 
 
-def _composed(
-    images: ConfigDict, *, name: str, num_steps: int, parts: Sequence[Mapping[str, Any]]
-) -> Degrade:
+def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]) -> Degrade:
     """`compose` of `parts`, each the settings of a degradation but for `num_steps`."""
+    degradations = []
     for part in parts:
+        part = _mapping("degradation.parts' members", part)
         if "num_steps" in part:
-            raise UserError(f"a part of {name} has its num_steps={num_steps}; leave out {part}'s")
-    return compose(*(_degradation({**part, "num_steps": num_steps}, images) for part in parts))
+            raise UserError(f"a part of compose has its num_steps={num_steps}; leave out {part}'s")
+        degradations.append(_degradation({**part, "num_steps": num_steps}, data_settings))
+    return compose(*degradations)
 
 
 def _function_of_file(name: str) -> Callable[..., Degrade]:
@@ -171,42 +180,53 @@ def _function_of_file(name: str) -> Callable[..., Degrade]:
             f"degradation.name={name!r} must be FILE.py:FUNCTION; there is no Python file "
             f"{path.absolute()}"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"colddiff_own_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path.absolute()} cannot be loaded: {reason}") from error
     if not callable(getattr(module, function, None)):
         raise UserError(f"{path.absolute()} has no function {function!r} (degradation.name={name})")
+    logging.info("degradation: %s of %s", function, path.absolute())
     return getattr(module, function)
 
 
-def _bank(settings: dict[str, Any], images: ConfigDict) -> dict[str, Any]:
-    """The arguments `bank` and `bank_size` of `dict(source=, split=, limit=, sharded=)`."""
-
-    def load(source: str, split: str, limit: int = 0, sharded: bool = False) -> dict[str, Any]:
-        size, channels = images.image_size, images.channels
-        bank = data.load(source, split, size=size, channels=channels, limit=limit)
-        placed = split_rows(bank, create_mesh()) if sharded else bank
-        return {"bank": placed, "bank_size": len(bank)}
-
-    return _call("degradation.bank", load, **settings)
+def _load_bank(
+    data_settings: ConfigDict, *, source: str, split: str, limit: int, sharded: bool
+) -> dict[str, Any]:
+    """The arguments `bank` and `bank_size` of `animorph`."""
+    size, channels = data_settings.image_size, data_settings.channels
+    bank = data.load(source, split, size=size, channels=channels, limit=limit)
+    return {"bank": split_rows(bank, create_mesh()) if sharded else bank, "bank_size": len(bank)}
 
 
-def _check_degradation(experiment: Experiment) -> None:
-    """Refuses one that makes something else than an image like x0."""
-    x0 = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
-    t, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-    xt = jax.eval_shape(experiment.degrade, x0, t, key)
-    found = getattr(xt, "shape", None), getattr(xt, "dtype", type(xt).__name__)
-    if found != (x0.shape, x0.dtype):
-        raise UserError(
-            f"the degradation {experiment.config.degradation.name} makes {found} of images "
-            f"{(x0.shape, str(x0.dtype))}; it must keep shape and dtype"
-        )
+def _check_degradation(name: str, degrade: Degrade, data_settings: ConfigDict) -> None:
+    """Refuses one that fails, or makes something else than an image like x0; x0 itself at t = 0."""
+    shape = (data_settings.image_size, data_settings.image_size, data_settings.channels)
+    key = jax.random.key(0)
+    x0 = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+    try:
+        xt = jax.eval_shape(degrade, x0, jnp.int32(1), key)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"the degradation {name} fails on one image {shape}: {reason}") from error
+    found = getattr(xt, "shape", None), str(getattr(xt, "dtype", type(xt).__name__))
+    if found != (shape, "float32"):
+        expected = (shape, "float32")
+        raise UserError(f"the degradation {name} makes {found} of one image; expected {expected}")
+    if ":" in name and not np.array_equal(degrade(x0, jnp.int32(0), key), x0):
+        raise UserError(f"the degradation {name} must leave x0 as it is, to the bit, at t = 0")
 
 
-def _schedule(name: str, settings: dict[str, Any], num_steps: int) -> list[float]:
+def _schedule(name: str, settings: Mapping[str, Any], num_steps: int) -> list[float]:
     """A list of T numbers from `dict(schedule=NAME, ...)`."""
-    function = named(SCHEDULES, f"schedule of degradation.{name}", settings.pop("schedule", None))
+    settings = dict(settings)
+    function = named(SCHEDULES, f"schedule of degradation.{name}", settings.pop("schedule"))
     return _call(f"degradation.{name}", function, num_steps, **settings)
 
 
@@ -237,6 +257,13 @@ def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
         takes = list(inspect.signature(function).parameters)[len(args) :]
         raise UserError(f"config.{what}: {error}; it takes {', '.join(takes)}") from error
     return function(*args, **settings)
+
+
+def _mapping(what: str, value: Any) -> dict[str, Any]:
+    """`value` as a dict, or the user's error."""
+    if not isinstance(value, Mapping | ConfigDict):
+        raise UserError(f"config.{what} must be dict(...); got {value!r}")
+    return dict(value)
 
 
 def _check_numbers(config: ConfigDict) -> None:

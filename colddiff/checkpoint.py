@@ -21,7 +21,9 @@ from colddiff.state import TrainState
 # The fields that trained parameters belong to, and those that a run's going on depends on.
 SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels", "data.eight_bit")
 SAME_RUN = (*SAME_MODEL, "seed", "data")
-_FREE = ("data.test_split", "data.threads")
+_FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
+# Where a trained model's degradation now finds what it is made of.
+_PLACES = ("degradation.bank.source", "degradation.bank.limit")
 
 
 @contextmanager
@@ -111,7 +113,12 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
     """
     old, new = _flat(as_json(saved)), _flat(as_json(config))
     changed = sorted(k for k in old | new if old.get(k) != new.get(k))
-    matters = lambda k: k not in _FREE and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
+    free = set(_FREE)
+    if fields == SAME_MODEL:
+        free |= set(_PLACES)
+        if _same_function(old["degradation.name"], new["degradation.name"]):
+            free.add("degradation.name")
+    matters = lambda k: k not in free and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
     tell = lambda k: f"{k}: {old.get(k)!r} there, {new.get(k)!r} here"  # noqa: E731
     refused = [tell(k) for k in changed if matters(k)]
     if refused:
@@ -122,6 +129,11 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
         )
     for k in changed:
         logging.info("going on with another %s", tell(k))
+
+
+def _same_function(old: str, new: str) -> bool:
+    """Whether both are FILE.py:FUNCTION of one name, in whatever folder."""
+    return ":" in old and Path(old).name == Path(new).name
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

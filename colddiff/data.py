@@ -76,6 +76,8 @@ def load(
         raise unknown_name("data source", source, valid)
     if channels not in _MODES:
         raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
+    if limit < 0:
+        raise UserError(f"limit={limit} of {source} must be 0, for all, or more")
     lazy = _LazyImages(SOURCES[kind](argument, split), size, channels, limit)
     return lazy.decode_all() if cache else lazy
 
@@ -197,7 +199,7 @@ def _color_digits(argument: str, split: str) -> Records:
     from sklearn.datasets import load_digits
 
     gray = _digits(argument, split)
-    labels = load_digits().target[-len(gray.names) :] if split == "test" else load_digits().target
+    labels = load_digits().target[0 if split == "train" else _DIGITS_TRAIN :]
 
     def open_(i: int) -> Image.Image:
         hue = Image.new("HSV", (1, 1), (int(labels[i]) * 256 // 10, 200, 255)).convert("RGB")
@@ -248,7 +250,7 @@ def _folder(path: str, split: str) -> Records:
         raise unknown_name("split of a folder", split, SPLITS)
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"no folder {root} (data.source=folder:{path})")
+        raise UserError(f"no folder {root} (the source folder:{path})")
     tests = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
     own_splits = bool(tests) and (root / "train").is_dir()
     top = root / {"train": "train", "test": tests[0]}[split] if own_splits else root

@@ -43,10 +43,10 @@ def split_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 
     Every host gives all rows and keeps its own.
     """
-    filled = np.pad(rows, ((0, -len(rows) % mesh.size), *[(0, 0)] * (rows.ndim - 1)))
-    return jax.make_array_from_callback(
-        filled.shape, split_axis(mesh, 0), lambda index: filled[index]
-    )
+    missing = -len(rows) % mesh.size
+    if missing:
+        rows = np.pad(rows, ((0, missing), *[(0, 0)] * (rows.ndim - 1)))
+    return jax.make_array_from_callback(rows.shape, split_axis(mesh, 0), lambda index: rows[index])
 
 
 def to_mesh(rows: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:

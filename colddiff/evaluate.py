@@ -158,10 +158,15 @@ def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
     """D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for uint8 `images`; uint8 `[., ., 3]`."""
     x0, keys = _images_and_keys(experiment, images)
     times = np.unique(np.round(np.linspace(0, experiment.T, 5)).astype(int))
-    at_all_times = jax.vmap(jax.vmap(experiment.degrade, (0, None, 0)), (None, 0, None))
-    columns = jax.jit(at_all_times)(x0, jnp.asarray(times), keys)
+    columns = _degrade_at(experiment.degrade, x0, jnp.asarray(times), keys)
     titles = [f"t = {t}" for t in times[:-1]] + [f"t = T = {experiment.T}"]
     return grid(list(np.asarray(columns)), titles)
+
+
+@jax.jit
+def _degrade_at(degrade, x0, times, keys):
+    """D(x0, t) at each of the times; `[times, B, H, W, C]`."""
+    return jax.lax.map(lambda t: jax.vmap(degrade, (0, None, 0))(x0, t, keys), times)
 
 
 def _images_and_keys(experiment: Experiment, images: np.ndarray) -> tuple[jax.Array, jax.Array]:

@@ -22,7 +22,7 @@ def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
 
 
 def truncate_to_8_bit(x: jax.Array) -> jax.Array:
-    """[-1, 1] cut, not rounded, to the 256 levels of an 8-bit image; any shape."""
+    """[-1, 1] cut, not rounded, to the 256 levels of an 8-bit image; any shape, not clipped."""
     # A thousandth of a level, so that float32's rounding never drops a whole one to the next.
     return jnp.trunc((x + 1) * 127.5 + 1e-3) / 127.5 - 1
 

@@ -94,10 +94,10 @@ def make_example(
     def example(image, key):
         crop_key, flip_key, t_key, pattern_key = jax.random.split(key, 4)
         x0 = from_uint8(jnp.pad(image, ((settings.pad,) * 2, (settings.pad,) * 2, (0, 0))))
-        room = jnp.array(x0.shape[:2]) - size
+        room = x0.shape[0] - size
         corner = jax.random.randint(crop_key, (2,), 0, room + 1)
         if settings.crop == "center":
-            corner = room // 2
+            corner = jnp.full(2, round(room / 2))
         x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (size, size, channels))
         if settings.flip:
             x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)

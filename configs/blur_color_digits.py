@@ -2,7 +2,9 @@
 
     python -m colddiff.main --config configs/blur_color_digits.py --workdir runs/blur_color_digits
 
-No row of the paper: the network and the training of configs/blur_digits.py. RESULT
+No row of the paper: the network and the training of configs/color_digits.py. About 3 minutes on two
+CPU cores. Result on the 297 test digits: RMSE .239 degraded, .108 direct, .118 sampled; SSIM .19,
+.83, .81.
 """
 
 from ml_collections import ConfigDict

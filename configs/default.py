@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
             name="gaussian_blur",
             num_steps=20,  # T
             kernel_size=11,
-            std=1.0,  # a number, T numbers, or dict(schedule='linear' | 'exponential', ...)
+            std=1.0,  # a number, T numbers, or dict(schedule='linear' | 'exponential', ...);
+            # a flag keeps a field's type: from number to dict it takes a config file
             padding="reflect",  # reflect | circular
             mean_at_end=False,
         )

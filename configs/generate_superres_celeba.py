@@ -13,5 +13,4 @@ from configs import superres_celeba
 
 
 def get_config() -> ConfigDict:
-    config = superres_celeba.get_config()
-    return config
+    return superres_celeba.get_config()

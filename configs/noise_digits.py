@@ -2,10 +2,9 @@
 
     python -m colddiff.main --config configs/noise_digits.py --workdir runs/noise_digits
 
-No row of the paper: the network and the training of configs/blur_digits.py. Cost: 400 steps of 32
-images and the evaluation take about 5 minutes on two CPU cores. Result on the 297 test digits:
-RMSE .640
-degraded, .249 direct, .303 sampled: a sample is a digit, but not the one that was drowned.
+No row of the paper: the network and the training of configs/blur_digits.py. About 5 minutes on two
+CPU cores. Result on the 297 test digits: RMSE .640 degraded, .249 direct, .303 sampled: a sample is
+a digit, but not the one that was drowned.
 """
 
 from ml_collections import ConfigDict

@@ -160,13 +160,31 @@ def test_a_bank_is_images_of_the_config_s_size(config):
 
 
 MINE = """
+from __future__ import annotations
+import dataclasses
 import jax.numpy as jnp
+
+@dataclasses.dataclass
+class Note:
+    text: str
 
 def fade(*, num_steps, to=0.0):
     return lambda x0, t, key: x0 + (to - x0) * t / num_steps
 
 def halve(*, num_steps):
     return lambda x0, t, key: x0[::2]
+
+def rounded(*, num_steps):
+    return lambda x0, t, key: x0.astype(jnp.float16)
+
+def dim(*, num_steps):
+    return lambda x0, t, key: 0.9 * x0
+
+def branch(*, num_steps):
+    return lambda x0, t, key: x0 if t == 0 else -x0
+
+def nothing(*, num_steps):
+    pass
 
 def double(*, num_steps):
     return lambda x0, t, key: (x0, x0)
@@ -187,10 +205,121 @@ def test_a_function_of_a_file_of_one_s_own(config, tmp_path):
         (f"{path}:jnp", f"{path} has no function 'jnp'"),
         (f"{tmp_path}/other.py:fade", f"must be FILE.py:FUNCTION; .*{tmp_path}/other.py"),
         ("colddiff.degradations:snow", "must be FILE.py:FUNCTION"),
-        (f"{path}:halve", r"makes \(\(8, 16, 1\), .*float32.*\) of images .* keep shape and dtype"),
-        (f"{path}:double", r"makes \(None, 'tuple'\) of images"),
+        (f"{path}:halve", r"makes \(\(8, 16, 1\), 'float32'\) of one image; expected"),
+        (f"{path}:double", r"makes \(None, 'tuple'\) of one image"),
+        (f"{path}:rounded", r"makes \(\(16, 16, 1\), 'float16'\) of one image"),
+        (f"{path}:dim", "must leave x0 as it is, to the bit, at t = 0"),
+        (f"{path}:branch", "fails on one image .*: TracerBoolConversionError"),
+        (f"{path}:nothing", "must return a function; it returned None"),
     ):
         with pytest.raises(UserError, match=message):
             build(degradation(config, name=name))
     with pytest.raises(UserError, match="unexpected keyword argument 'too'; it takes num_steps"):
         build(degradation(config, name=f"{path}:fade", too=1.0))
+
+    path.write_text("import no_such_module")
+    with pytest.raises(UserError, match=r"mine\.py cannot be loaded: ModuleNotFoundError"):
+        build(degradation(config, name=f"{path}:fade"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(name=["snow"]), r"unknown degradation \['snow'\]; valid: animorph"),
+        (
+            dict(name="animorph", bank="digits"),
+            r"bank must be dict\(...\); got 'digits'",
+        ),
+        (dict(name="compose", parts=("snow",)), r"members must be dict\(...\); got 'snow'"),
+        (dict(name="gaussian_noise", image_size=8), "data.image_size is used"),
+        (
+            dict(name="gaussian_noise", schedule=dict(schedule="linear", start=1.0, step=0.1)),
+            r"unknown schedule \[1.0, .*; valid: cosine",
+        ),
+        (
+            dict(name="snow", threshold=("a", "b"), motion_std=(1.0, 2.0)),
+            r"threshold=.*'a', 'b'.* must be two numbers",
+        ),
+        (
+            dict(name="gaussian_mask", center="image", std=["1"] * 6),
+            "std must be positive and finite at every step; got '1'",
+        ),
+        (
+            dict(
+                name="animorph", bank=dict(source="digits", split="test", limit=-1, sharded=False)
+            ),
+            "limit=-1 of digits must be 0, for all, or more",
+        ),
+    ],
+)
+def test_degradations_that_cannot_work_are_refused(config, settings, message):
+    with pytest.raises(UserError, match=message):
+        build(degradation(config, **settings))
+
+
+def test_building_leaves_the_config_as_it_is(config):
+    """A schedule within a part as well: it is built again when the run is loaded."""
+    std = {"schedule": "linear", "start": 1.0, "step": 0.1}
+    blur = {"name": "gaussian_blur", "kernel_size": 5, "std": std, "padding": "reflect"}
+    degradation(config, name="compose", parts=(blur,))
+    before = config.to_json()
+    build(config)
+    assert config.to_json() == before
+    build(config)
+
+
+# Sections 4 and 5, and appendix A; a schedule is its start, and its step or rate.
+CELEBA = dict(crop_margin=15, crop="random", flip=True, pad=0)
+SMALL = CELEBA | dict(crop_margin=3)
+PLAIN = dict(crop_margin=0, flip=False, pad=0)
+BLUR = dict(mean_at_end=False, eight_bit=False)
+HALVE = dict(method="area", eight_bit=False)
+MASK = dict(fade_to=0.0, inward=False, eight_bit=True)
+INPAINT = MASK | dict(num_steps=50, std=(1.0, 0.1), center=(1, 31))
+GENERATE_BLUR = CELEBA | dict(
+    num_steps=300, kernel_size=27, std=(1.0, 0.01), padding="circular", mean_at_end=True,
+    eight_bit=True,
+)  # fmt: skip
+HOT = CELEBA | dict(num_steps=200, schedule="cosine", eight_bit=False)
+PAPER = {
+    "blur_mnist": SMALL | BLUR | dict(num_steps=20, kernel_size=11, std=7.0, padding="circular"),
+    "blur_cifar10": SMALL | BLUR
+    | dict(num_steps=50, kernel_size=11, std=(0.35, 0.01), padding="reflect"),
+    "blur_celeba": CELEBA | BLUR
+    | dict(num_steps=200, kernel_size=15, std=(1.0, 0.01), padding="reflect"),
+    "inpaint_mnist": PLAIN | INPAINT,
+    "inpaint_cifar10": PLAIN | INPAINT | dict(pad=4, flip=True),
+    "inpaint_celeba": CELEBA | MASK | dict(num_steps=100, std=(0.2, 0.2), center="image"),
+    "superres_mnist": HALVE | dict(num_steps=3, crop_margin=3, crop="center", flip=False),
+    "superres_cifar10": SMALL | HALVE | dict(num_steps=3),
+    "superres_celeba": CELEBA | HALVE | dict(num_steps=6),
+    "snow_cifar10": PLAIN | dict(num_steps=200, threshold=(1.15, 0.7), motion_std=(0.05, 16.0)),
+    "snow_celeba": PLAIN | dict(num_steps=200, threshold=(1.15, 0.55), motion_std=(0.05, 20.0)),
+    "color_cifar10": PLAIN | dict(num_steps=50),
+    "color_celeba": PLAIN | dict(num_steps=20),
+    "noise_celeba": HOT,
+    "noise_afhq": HOT,
+    "generate_blur_celeba": GENERATE_BLUR,
+    "generate_blur_afhq": GENERATE_BLUR,
+    "generate_inpaint_celeba": CELEBA
+    | dict(num_steps=750, std=(0.05, 0.05), center="image", fade_to="random", inward=True),
+    "generate_superres_celeba": CELEBA | HALVE | dict(num_steps=6),
+    "animorph_celeba": HOT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [c for c in CONFIGS if not c.endswith("_digits")])
+def test_configs_have_the_paper_s_settings(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for field, expected in PAPER[name].items():
+        section = config.data if field in config.data else config.degradation
+        found = section[field]
+        if isinstance(found, ConfigDict):
+            found = (found.start, found[{"linear": "step", "exponential": "rate"}[found.schedule]])
+        assert found == expected, field
+    large = name.endswith(("_celeba", "_afhq"))
+    assert config.data.image_size == (128 if large else 32)
+    assert config.model.name == ("resnet_unet" if "cifar10" in name else "convnext_unet")
+    inpainting = name.startswith("inpaint")
+    assert config.train.num_steps == (60_000 if inpainting else 700_000)
+    assert config.train.batch_size == (64 if inpainting else 32)

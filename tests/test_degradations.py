@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from colddiff import data
 from colddiff.build import build
 from colddiff.degradations import DEGRADATIONS, compose, linear, split
+from colddiff.evaluate import _degrade_at
 from colddiff.images import from_uint8
 from colddiff.samplers import image_keys, tacos, times_between
 from configs.swirl_digits import swirl
@@ -110,6 +111,7 @@ def test_one_pattern_at_all_t(name, degrade, last, x0, keys):
     pattern = draw(keys[0], x0[0].shape)
     for t in range(last + 1):
         np.testing.assert_allclose(apply(x0[0], t, pattern), degrade(x0[0], t, keys[0]), atol=1e-6)
+    assert "random" not in str(jax.make_jaxpr(apply)(x0[0], 1, pattern))  # all of it is drawn
     xT = [degrade(x0[0], last, key) for key in keys]
     assert any(not np.array_equal(xT[0], other) for other in xT) == (name in RANDOM)
 
@@ -193,7 +195,11 @@ def test_configs_compile_without_large_constants(experiment):
     def examples(degrade, images, keys):
         return jax.vmap(make_example(experiment, degrade))(images, keys)
 
-    lowered = examples.lower(experiment.degrade, images, jax.random.split(jax.random.key(0), 2))
+    keys = jax.random.split(jax.random.key(0), 2)
+    lowered = examples.lower(experiment.degrade, images, keys)
+    assert largest_constant(lowered.compile()) < 1e6
+    x0 = jnp.zeros((2, *experiment.image_shape))
+    lowered = _degrade_at.lower(experiment.degrade, x0, jnp.arange(3), keys)
     assert largest_constant(lowered.compile()) < 1e6
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from colddiff.build import build
 from colddiff.devices import create_mesh, host_rows, replicate, split_rows, to_mesh
@@ -33,9 +34,12 @@ def test_what_is_split_stays_split_and_the_rest_is_copied():
     bank = split_rows(rows, mesh)
     assert bank.shape == (12, 2) and np.array_equal(bank[:10], rows) and not bank[10:].any()
     assert [shard.data.shape for shard in bank.addressable_shards] == [(3, 2)] * 4
-    placed = replicate({"bank": bank, "table": rows, "array": jnp.ones(3)}, mesh)
+    half = Mesh(mesh.devices[:2], ("data",))
+    elsewhere = split_rows(rows, half)
+    tree = {"bank": bank, "table": rows, "array": jnp.ones(3), "elsewhere": elsewhere}
+    placed = replicate(tree, mesh)
     assert placed["bank"] is bank
-    for name, shape in (("table", (10, 2)), ("array", (3,))):
+    for name, shape in (("table", (10, 2)), ("array", (3,)), ("elsewhere", (10, 2))):
         assert [shard.data.shape for shard in placed[name].addressable_shards] == [shape] * 4
 
 
@@ -50,6 +54,7 @@ def animorph(config, sharded):
     return build(config)
 
 
+@pytest.mark.slow
 def test_a_split_bank_gives_the_same_images_and_the_same_training(config):
     """10 images on 4 devices: two rows of filling are never picked."""
     whole, split = (animorph(config, sharded) for sharded in (False, True))

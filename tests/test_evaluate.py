@@ -115,6 +115,12 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
     assert fractions[0] < 1e-3 and min(fractions[1:]) > 0.1
     assert np.all(seen[0] <= xT + 1e-4) and np.all(seen[0] > xT - 1 / 127.5)
 
+    seen.clear()
+    evaluate.picture(experiment, None, evaluate.load_test_images(config, 2))
+    jax.effects_barrier()
+    for x in (x for x in seen if np.abs(x - seen[0]).max() == 0):  # xT, of direct and of tacos
+        assert np.abs((x + 1) * 127.5 - np.round((x + 1) * 127.5)).max() < 1e-3
+
     config.eval.samplers = ()
     cut = evaluate.evaluate(build(config), None, 0).rows[0].rmse
     x0 = np.asarray(from_uint8(evaluate.load_test_images(config, 20)), np.float64)

@@ -1,6 +1,7 @@
 """The formula of each degradation against an independent one: sequential, in float64, by scipy."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from colddiff.degradations import (
     split,
 )
 from colddiff.degradations.mask import MaskPattern
+from colddiff.degradations.separable import separable
 from colddiff.degradations.snow import SnowPattern
 from colddiff.errors import UserError
 
@@ -85,6 +87,16 @@ def test_blur_ends_in_the_exact_channel_means():
     expected = np.broadcast_to(np.mean(x0.astype(np.float64), axis=(0, 1)), xT.shape)
     np.testing.assert_allclose(xT, expected, atol=1e-6)
     assert np.std(degrade(x0, 11, KEY), axis=(0, 1)).min() > 1e-3
+
+
+def test_separable_maps_are_exact_at_zero_and_never_use_tf32():
+    """Whatever the first matrix is, and whatever a device would do by itself."""
+    degrade = separable([2 * np.eye(8), np.eye(8)])
+    x0 = jnp.asarray(image(8))
+    assert np.array_equal(degrade(x0, 0, KEY), x0)
+    program = jax.jit(degrade).lower(x0, 1, KEY).as_text()
+    products = re.findall(r"stablehlo.dot_general.*", program)
+    assert len(products) == 2 and all("[HIGHEST, HIGHEST]" in product for product in products)
 
 
 def test_schedules():
@@ -191,6 +203,8 @@ def test_the_drawn_holes_and_colours_are_uniform():
     assert patterns.color.shape == (4000, 3) and np.abs(patterns.color).max() <= 0.5
     np.testing.assert_allclose(np.quantile(patterns.color, [0.25, 0.75]), [-0.25, 0.25], atol=0.02)
     assert abs(np.corrcoef(patterns.color.T)[0, 1]) < 0.06
+    both = np.corrcoef(patterns.corner.T, patterns.color.T)
+    assert np.abs(both - np.eye(5)).max() < 0.08
 
 
 def test_an_inward_mask_closes_to_nothing_but_the_colour():
@@ -396,7 +410,11 @@ def test_images_that_do_not_fit_are_refused(degrade, shape, message):
     ids=lambda degrade: split(degrade)[1].func.__name__,
 )
 def test_the_cost_is_the_same_at_every_t(degrade):
-    """By the operations of compiled programs that know t."""
+    """By the operations of compiled programs that know t; a loop would count as one turn of it."""
+    draw, apply = split(degrade)
+    x0 = jnp.zeros((32, 32, 3))
+    program = str(jax.make_jaxpr(apply)(x0, 3, draw(KEY, x0.shape)))
+    assert "while" not in program and "scan" not in program
 
     def flops(t):
         lowered = jax.jit(lambda d, x: d(x, t, KEY)).lower(degrade, jnp.zeros((32, 32, 3)))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny_config
+from ml_collections import ConfigDict
 from PIL import Image
 from tensorboard_events import read_events
 
@@ -135,7 +136,7 @@ def test_examples_may_be_padded_or_cropped_at_the_centre(config):
     config.data.update({"pad": 0, "crop_margin": 3, "crop": "center"})
     image = some_images(19, 19)
     x0, _, _ = jax.vmap(make_example(build(config), build(config).degrade), (None, 0))(image, keys)
-    np.testing.assert_allclose(x0, np.stack([image[1:17, 1:17] / 127.5 - 1] * 200), atol=1e-6)
+    np.testing.assert_allclose(x0, np.stack([image[2:18, 2:18] / 127.5 - 1] * 200), atol=1e-6)
 
 
 def test_the_network_is_shown_8_bits_if_the_config_says_so(config):
@@ -196,6 +197,34 @@ def test_another_run_s_workdir_is_refused_and_untouched(trained):
     ):
         assert line in message
     assert inference.load(trained).step == 8
+
+
+def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
+    """For loading, not for going on; how a bank lies on the devices is free."""
+    function = "def f(*, num_steps):\n    return lambda x0, t, key: x0 * (1 - t / num_steps)\n"
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(function)
+    bank = {"source": "digits", "split": "test", "limit": 5, "sharded": False}
+
+    def moved(old, new, fields):
+        configs = []
+        for changes in (old, new):
+            with config.unlocked():
+                config.degradation = {"name": "animorph", "num_steps": 6, "bank": bank} | changes
+            configs.append(ConfigDict(config))
+        checkpoint.check_same(fields, *configs, tmp_path)
+
+    places = [{"name": f"{tmp_path}/{folder}/mine.py:f"} for folder in ("here", "there")]
+    moved(*places, checkpoint.SAME_MODEL)
+    moved({}, {"bank": bank | {"source": "color_digits", "limit": 6}}, checkpoint.SAME_MODEL)
+    moved({}, {"bank": bank | {"sharded": True}}, checkpoint.SAME_RUN)
+    for new in (places[1], {"bank": bank | {"source": "color_digits"}}):
+        with pytest.raises(UserError, match="holds a run of another config"):
+            moved(places[0] if "name" in new else {}, new, checkpoint.SAME_RUN)
+    other = {"name": places[1]["name"].replace(":f", ":g")}
+    with pytest.raises(UserError, match="holds a run of another config"):
+        moved(places[0], other, checkpoint.SAME_MODEL)
 
 
 def test_train_step_and_sampler_compile_once(trained, tmp_path, caplog):

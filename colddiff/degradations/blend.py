@@ -78,7 +78,7 @@ def _weights(num_steps: int, schedule: str) -> jax.Array:
     """`(√ᾱ_t, √(1 - ᾱ_t))` for t = 0..T; `[T + 1, 2]`."""
     if num_steps < 1:
         raise UserError(f"num_steps={num_steps} must be 1 or more")
-    if schedule not in _ALPHA_BARS:
+    if not isinstance(schedule, str) or schedule not in _ALPHA_BARS:
         raise unknown_name("schedule", schedule, _ALPHA_BARS)
     alpha_bar = np.asarray(_ALPHA_BARS[schedule](num_steps))
     return jnp.asarray(np.sqrt(np.stack([alpha_bar, 1 - alpha_bar], axis=1)), jnp.float32)

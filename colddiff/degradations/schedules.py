@@ -39,9 +39,10 @@ def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[
     values = [value] * num_steps if isinstance(value, int | float) else list(value)
     if len(values) != num_steps:
         raise UserError(f"{name} has {len(values)} values; give 1 or num_steps={num_steps}")
-    wrong = [v for v in values if not (math.isfinite(v) and v > 0)]
+    positive = lambda v: isinstance(v, int | float) and math.isfinite(v) and v > 0  # noqa: E731
+    wrong = [v for v in values if not positive(v)]
     if wrong:
-        raise UserError(f"{name} must be positive and finite at every step; got {wrong[0]}")
+        raise UserError(f"{name} must be positive and finite at every step; got {wrong[0]!r}")
     return [float(v) for v in values]
 
 

@@ -55,7 +55,8 @@ def snow(
     if image_size < 1 or num_steps < 1:
         raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
     for name, value in (("threshold", threshold), ("motion_std", motion_std)):
-        if np.shape(value) != (2,) or not np.all(np.isfinite(value)):
+        numbers = np.shape(value) == (2,) and all(isinstance(v, int | float) for v in value)
+        if not numbers or not np.all(np.isfinite(value)):
             raise UserError(f"{name}={value!r} must be two numbers: at t = 1 and at T")
     if min(motion_std) <= 0:
         raise UserError(f"motion_std={motion_std!r} must be positive")
