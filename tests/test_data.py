@@ -49,9 +49,9 @@ def test_color_digits_have_the_hue_of_their_label():
 @pytest.mark.parametrize("name", ["test", "val"])
 def test_folders_with_splits_of_their_own(tmp_path, name):
     """AFHQ calls its test split val."""
-    write_images(tmp_path, ["train/cat/1.png", "train/dog/2.png", f"{name}/cat/3.png"])
+    write_images(tmp_path, ["train/1.png", "train/dog/2.png", f"{name}/3.png", f"{name}/4.png"])
     train, test = (data.load(f"folder:{tmp_path}", s, size=4, channels=3) for s in data.SPLITS)
-    assert train[:, 0, 0, 0].tolist() == [0, 1] and test[:, 0, 0, 0].tolist() == [2]
+    assert train[:, 0, 0, 0].tolist() == [0, 1] and test[:, 0, 0, 0].tolist() == [2, 3]
 
 
 def test_folder_is_resized_and_centre_cropped(tmp_path):
