@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import data
-from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade, compose
+from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade, as_partial, compose
 from colddiff.devices import create_mesh, split_rows
 from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.images import truncate_to_8_bit
@@ -155,9 +154,8 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     degrade = _call("degradation", factory, **settings)
     if not callable(degrade):
         raise UserError(f"the degradation {name} must return a function; it returned {degrade!r}")
-    degrade = degrade if isinstance(degrade, Partial) else Partial(degrade)
-    _check_degradation(name, degrade, data_settings)
-    return degrade
+    _check_degradation(name, as_partial(degrade), data_settings)
+    return as_partial(degrade)
 
 
 def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]) -> Degrade:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from colddiff import data
 from colddiff.build import build
-from colddiff.degradations import gaussian_blur, gaussian_mask, linear
+from colddiff.degradations import gaussian_blur, gaussian_mask, linear, split
 from colddiff.errors import UserError
 
 
@@ -162,7 +162,9 @@ def test_a_bank_is_images_of_the_config_s_size(config):
 MINE = """
 from __future__ import annotations
 import dataclasses
+import jax
 import jax.numpy as jnp
+from colddiff.degradations import from_pattern
 
 @dataclasses.dataclass
 class Note:
@@ -186,6 +188,10 @@ def branch(*, num_steps):
 def nothing(*, num_steps):
     pass
 
+def shift(*, num_steps):
+    draw = lambda key, shape: jax.random.normal(key, shape[-1:])
+    return from_pattern(draw, lambda x0, t, pattern: x0 + t / num_steps * pattern)
+
 def double(*, num_steps):
     return lambda x0, t, key: (x0, x0)
 """
@@ -194,7 +200,8 @@ def double(*, num_steps):
 def test_a_function_of_a_file_of_one_s_own(config, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(MINE)
-    experiment = build(degradation(config, name=f"{path}:fade", to=1.0))
+    experiment_of = lambda name, **more: build(degradation(config, name=f"{path}:{name}", **more))  # noqa: E731
+    experiment = experiment_of("fade", to=1.0)
     x0 = jnp.full((16, 16, 1), -0.5)
     np.testing.assert_allclose(
         experiment.degrade(x0, 3, jax.random.key(0)), 0.25 * jnp.ones_like(x0)
@@ -216,6 +223,12 @@ def test_a_function_of_a_file_of_one_s_own(config, tmp_path):
             build(degradation(config, name=name))
     with pytest.raises(UserError, match="unexpected keyword argument 'too'; it takes num_steps"):
         build(degradation(config, name=f"{path}:fade", too=1.0))
+
+    random = experiment_of("shift")
+    draw, apply = split(random.degrade)
+    shift = draw(jax.random.key(1), (16, 16, 1))
+    found = jax.jit(lambda degrade: degrade(x0, 3, jax.random.key(1)))(random.degrade)
+    np.testing.assert_allclose(found, apply(x0, 3, shift), atol=1e-6)
 
     path.write_text("import no_such_module")
     with pytest.raises(UserError, match=r"mine\.py cannot be loaded: ModuleNotFoundError"):

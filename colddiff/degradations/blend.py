@@ -28,7 +28,7 @@ def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
     Raises:
       UserError: a setting that cannot work.
     """
-    return from_pattern(Partial(jax.random.normal), Partial(_blend, _weights(num_steps, schedule)))
+    return from_pattern(jax.random.normal, Partial(_blend, _weights(num_steps, schedule)))
 
 
 def animorph(

@@ -16,9 +16,10 @@ def from_pattern(draw: Draw, apply: Apply) -> Partial:
 
     Args:
       draw: `(key, shape) -> pattern` for one image of `shape` (H, W, C).
-      apply: `(x0, t, pattern) -> xt`; all of D that depends on t.
+      apply: `(x0, t, pattern) -> xt`; all of D that depends on t. Both best are Partials of their
+        tables, as a degradation is.
     """
-    return Partial(_draw_and_apply, draw, apply)
+    return Partial(_draw_and_apply, as_partial(draw), as_partial(apply))
 
 
 def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
@@ -28,7 +29,12 @@ def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
     """
     if isinstance(degrade, Partial) and degrade.func is _draw_and_apply:
         return degrade.args
-    return Partial(_keep_key), degrade if isinstance(degrade, Partial) else Partial(degrade)
+    return Partial(_keep_key), as_partial(degrade)
+
+
+def as_partial(function: Callable) -> Partial:
+    """The function as a pytree, which may pass through `jit`."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _draw_and_apply(
