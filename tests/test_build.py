@@ -189,7 +189,7 @@ def nothing(*, num_steps):
     pass
 
 def shift(*, num_steps):
-    draw = lambda key, shape: jax.random.normal(key, shape[-1:])
+    draw = lambda key, shape: jax.random.normal(key, (1, 1, shape[-1]))
     return from_pattern(draw, lambda x0, t, pattern: x0 + t / num_steps * pattern)
 
 def double(*, num_steps):
