@@ -73,6 +73,7 @@ def evaluate(experiment: Experiment, params: Any, step: int) -> Report:
       step: the training step they are of.
     """
     config = experiment.config
+    experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
     images = load_test_images(config, config.eval.num_images)
     T_only = np.array([experiment.T])
     rows = [_score(experiment, params, images, "degraded", T_only)]
@@ -91,7 +92,6 @@ def _score(
     mesh = create_mesh()
     # Every device takes as many images as the next; none of it shows in the scores.
     batch_size = -(-experiment.config.eval.batch_size // mesh.size) * mesh.size
-    degrade = replicate(experiment.degrade, mesh)
     sampler = SAMPLERS.get(name, _keep_degraded)
     mse, ssim = [], []
     firsts = range(0, len(images), batch_size)
@@ -105,7 +105,7 @@ def _score(
                 sampler,
                 experiment.restore,
                 experiment.network_input,
-                degrade,
+                experiment.degrade,
                 params,
                 to_mesh(batch, mesh, 0),
                 jax.random.key(experiment.config.seed),
@@ -158,14 +158,14 @@ def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
     """D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for uint8 `images`; uint8 `[., ., 3]`."""
     x0, keys = _images_and_keys(experiment, images)
     times = np.unique(np.round(np.linspace(0, experiment.T, 5)).astype(int))
-    columns = _degrade_at(experiment.degrade, x0, jnp.asarray(times), keys)
+    columns = degrade_at(experiment.degrade, x0, jnp.asarray(times), keys)
     titles = [f"t = {t}" for t in times[:-1]] + [f"t = T = {experiment.T}"]
     return grid(list(np.asarray(columns)), titles)
 
 
 @jax.jit
-def _degrade_at(degrade, x0, times, keys):
-    """D(x0, t) at each of the times; `[times, B, H, W, C]`."""
+def degrade_at(degrade, x0, times, keys):
+    """D(x0, t) of a batch at each of `times`; `[times, B, H, W, C]`."""
     return jax.lax.map(lambda t: jax.vmap(degrade, (0, None, 0))(x0, t, keys), times)
 
 

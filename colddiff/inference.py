@@ -85,8 +85,7 @@ class Run:
         sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
         xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
         xT, keys = jax.device_put((xT, keys), sharding)
-        degrade = replicate(self.degrade, mesh)
-        return run_sampler(function, self.restore, degrade, params, xT, keys, times)
+        return run_sampler(function, self.restore, self.degrade, params, xT, keys, times)
 
 
 # The loop compiles once for each sampler, number of images and number of steps.
@@ -127,7 +126,9 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
             checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
         experiment = build(saved if config is None else config)
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
-        sharding = replicated(create_mesh())
+        mesh = create_mesh()
+        experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
+        sharding = replicated(mesh)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
         )

@@ -116,6 +116,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     experiment = build(config)
     mesh = create_mesh()
+    experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     rows = host_rows("config.train.batch_size", config.train.batch_size, mesh)
     start = checkpoint.last_step(workdir, config)
     if start >= config.train.num_steps:
@@ -155,7 +156,6 @@ def _loop(
     settings = experiment.config.train
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
-    degrade = replicate(experiment.degrade, mesh)
     writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
     images_per_step = settings.batch_size * settings.accumulation
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
@@ -163,7 +163,7 @@ def _loop(
     with writer, meter:
         for step, images in enumerate(batches, start + 1):
             last = step == settings.num_steps
-            state, step_metrics = train_step(state, to_mesh(images, mesh, 1), degrade)
+            state, step_metrics = train_step(state, to_mesh(images, mesh, 1), experiment.degrade)
             metrics.append(step_metrics)
             # One step in flight while the next is prepared; no more, so that times are true.
             jax.block_until_ready(metrics[-2:-1])

@@ -10,7 +10,7 @@ steps of 2 × 32 images with the 56.6 M parameter network; not measured.
     Sampled   4.33    .820   .115
     Direct    4.05    .823   .114
 
-With these settings the Degraded SSIM is .1781, the RMSE .2305.
+Measured here: Degraded SSIM .1781, RMSE .2305.
 """
 
 from ml_collections import ConfigDict

@@ -19,9 +19,10 @@ from jax.tree_util import Partial
 from colddiff import data
 from colddiff.build import build
 from colddiff.degradations import DEGRADATIONS, compose, linear, split
-from colddiff.evaluate import _degrade_at
+from colddiff.evaluate import degrade_at
 from colddiff.images import from_uint8
 from colddiff.samplers import image_keys, tacos, times_between
+from colddiff.train import make_example
 from configs.swirl_digits import swirl
 
 SIZE, T = 32, 12
@@ -79,13 +80,6 @@ def keys():
     return jax.random.split(jax.random.key(3), 8)
 
 
-@jax.jit
-def degraded(degrade, x0, times, keys):
-    """D(x0, t) of a batch at all `times`; `[times, B, H, W, C]`."""
-    at = lambda t: jax.vmap(degrade, (0, None, 0))(x0, t, keys)  # noqa: E731
-    return jax.lax.map(at, jnp.asarray(times))
-
-
 def test_identity_at_zero_to_the_bit(degrade, x0):
     x0 = x0[0].at[0, 0].set(jnp.array([-1.0, 1.0, 1e-30]))
     assert np.array_equal(degrade(x0, 0, jax.random.key(0)), x0)
@@ -118,9 +112,9 @@ def test_one_pattern_at_all_t(name, degrade, last, x0, keys):
 
 def test_finite_and_in_range_with_finite_gradients(name, degrade, last, x0, keys):
     times = np.arange(last + 1)
-    xt = degraded(degrade, x0, times, keys)
+    xt = degrade_at(degrade, x0, times, keys)
     assert np.all(np.isfinite(xt)) and np.max(np.abs(xt)) <= LARGEST.get(name, 1) + 1e-5
-    gradient = jax.grad(lambda x: jnp.sum(degraded(degrade, x, times, keys) ** 2))(x0)
+    gradient = jax.grad(lambda x: jnp.sum(degrade_at(degrade, x, times, keys) ** 2))(x0)
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
 
 
@@ -131,7 +125,7 @@ def real_images(size, channels=3, limit=32):
 
 def distances(degrade, x0, times):
     """Mean |D(x0, t) - x0| over the images, for each t."""
-    xt = degraded(degrade, x0, times, image_keys(jax.random.key(0), 0, len(x0)))
+    xt = degrade_at(degrade, x0, times, image_keys(jax.random.key(0), 0, len(x0)))
     return np.mean(np.abs(xt - x0[None]), axis=(1, 2, 3, 4))
 
 
@@ -185,8 +179,6 @@ def experiment(request):
 
 def test_configs_compile_without_large_constants(experiment):
     """A batch of examples as in training, with its tables and banks for arguments."""
-    from colddiff.train import make_example
-
     margin = experiment.config.data.crop_margin
     size = experiment.config.data.image_size + margin
     images = jnp.zeros((2, size, size, experiment.config.data.channels), jnp.uint8)
@@ -199,7 +191,7 @@ def test_configs_compile_without_large_constants(experiment):
     lowered = examples.lower(experiment.degrade, images, keys)
     assert largest_constant(lowered.compile()) < 1e6
     x0 = jnp.zeros((2, *experiment.image_shape))
-    lowered = _degrade_at.lower(experiment.degrade, x0, jnp.arange(3), keys)
+    lowered = degrade_at.lower(experiment.degrade, x0, jnp.arange(3), keys)
     assert largest_constant(lowered.compile()) < 1e6
 
 

@@ -95,7 +95,7 @@ def test_the_report_is_written(tmp_path):
 
 
 def test_only_the_start_of_a_walk_is_cut_to_8_bits():
-    """The Degraded row is of the cut xT; a restorer of params and the identity show the rest."""
+    """What the restorer is shown, in samples and pictures; the Degraded row is of the cut xT."""
     config = tiny_config()
     config.data.eight_bit = True
     experiment = build(config)
