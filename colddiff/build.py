@@ -18,15 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import data
-from colddiff.degradations import DEGRADATIONS, SCHEDULES, Degrade, as_partial, compose
+from colddiff.degradations import (
+    DEGRADATIONS,
+    SCHEDULES,
+    Degrade,
+    as_partial,
+    blend_weights,
+    compose,
+)
 from colddiff.devices import create_mesh, split_rows
 from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.images import truncate_to_8_bit
 from colddiff.networks import NETWORKS
-from colddiff.samplers import SAMPLERS, Restore, times_between
+from colddiff.priors import Mixture, Prior, gaussian_mixture, pattern
+from colddiff.samplers import SAMPLERS, Restore, Sampler, ddim, ddpm, times_between
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _RANGES = {  # of the config's numbers, ends included
@@ -108,12 +117,15 @@ def build(config: ConfigDict) -> Experiment:
         optimizer=_optimizer(config.train),
         T=config.degradation.num_steps,
     )
-    for name in (config.sampler.name, *config.eval.samplers):
-        named(SAMPLERS, "sampler", name)
+    chosen = [make_sampler(config, name) for name in (config.sampler.name, *config.eval.samplers)]
     times_between(experiment.T, experiment.steps)  # refuses wrong ones
     jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
+    make_prior(experiment, _no_mixture)  # refuses wrong settings
     # At last, for it may take minutes to read a bank of images.
-    return experiment._replace(degrade=_degradation(config.degradation.to_dict(), config.data))
+    degrade = _degradation(config.degradation.to_dict(), config.data)
+    if any(s.func in (ddim, ddpm) for s in chosen):
+        blend_weights(degrade)  # refuses others
+    return experiment._replace(degrade=degrade)
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
@@ -122,11 +134,63 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
     return experiment.model.init(key, images, jnp.zeros(1, jnp.int32))["params"]
 
 
+def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
+    """The sampler of that name, or the config's; `config.sampler` may hold more of its arguments.
+
+    Raises:
+      UserError: no such sampler, or it takes no such argument.
+    """
+    settings = config.sampler.to_dict()
+    own, _ = settings.pop("name"), settings.pop("steps")
+    function = named(SAMPLERS, "sampler", own if name is None else name)
+    if name is not None and name != own:
+        return Partial(function)
+    known = inspect.signature(function).parameters.values()
+    takes = [p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if unknown := set(settings) - set(takes):
+        more = f"; {own} takes {', '.join(takes)}" if takes else ""
+        raise UserError(f"config.sampler has {', '.join(sorted(unknown))}{more}")
+    return Partial(function, **settings)
+
+
+def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Prior | None:
+    """The prior that `config.prior` names; None for 'none'.
+
+    Args:
+      mixture_of: `mixture_of(size=..., components=...)`, a mixture fitted to the training images.
+
+    Raises:
+      UserError: no such prior, or settings that cannot work.
+    """
+
+    def of_pattern(*, noise_std: float) -> Prior:
+        T, shape = experiment.T, experiment.image_shape
+        return pattern(experiment.degrade, T=T, shape=shape, noise_std=noise_std)
+
+    def of_mixture(*, size: int, components: int, noise_std: float) -> Prior:
+        mixture = mixture_of(size=size, components=components)
+        image_size = experiment.config.data.image_size
+        return gaussian_mixture(mixture, image_size=image_size, noise_std=noise_std)
+
+    priors = {"none": lambda: None, "pattern": of_pattern, "gaussian_mixture": of_mixture}
+    return _make("prior", experiment.config.prior, priors)
+
+
 def named(table: Mapping[str, Any], what: str, name: str) -> Any:
     """`table[name]`, or an error that lists the names there are."""
     if not isinstance(name, str) or name not in table:
         raise unknown_name(what, name, table)
     return table[name]
+
+
+def _no_mixture(*, size: int, components: int) -> Mixture:
+    """The shape of a fitted one of one channel, to check settings with."""
+    if size < 1 or components < 1:
+        raise UserError(f"config.prior: size={size} and components={components} must be 1 or more")
+    D = size * size
+    return Mixture(
+        np.ones(components), np.zeros((components, size, size, 1)), np.zeros((components, D, D))
+    )
 
 
 def _unchanged(xt: jax.Array) -> jax.Array:
@@ -277,6 +341,8 @@ def _check_numbers(config: ConfigDict) -> None:
         if not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
+    if "prior" not in config:
+        raise UserError("the config has no prior; begin it with configs/default.py")
     if config.data.crop not in ("random", "center"):
         raise unknown_name("data.crop", config.data.crop, ("random", "center"))
     if config.data.channels not in (1, 3):

@@ -13,21 +13,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import data, metrics
-from colddiff.build import Experiment
+from colddiff.build import Experiment, make_sampler
 from colddiff.devices import create_mesh, replicate, to_mesh
 from colddiff.images import from_uint8, grid, save_png, to_unit
 from colddiff.inference import run_sampler
 from colddiff.progress import Meter
-from colddiff.samplers import SAMPLERS, direct, image_keys, tacos, times_between
+from colddiff.samplers import direct, image_keys, times_between
 
 _TITLES = {
     "degraded": "Degraded (xT)",
     "direct": "Direct",
     "naive": "Naive (Algorithm 1)",
     "tacos": "Sampled (tacos, Algorithm 2)",
+    "ddim": "Estimated noise (DDIM)",
+    "ddpm": "Estimated noise (DDPM)",
 }
 
 
@@ -89,10 +92,10 @@ def _score(
     experiment: Experiment, params: Any, images: np.ndarray, name: str, times: np.ndarray
 ) -> Row:
     """One row: the images degraded to T, restored along `times`, compared with themselves."""
-    mesh = create_mesh()
+    config, mesh = experiment.config, create_mesh()
     # Every device takes as many images as the next; none of it shows in the scores.
-    batch_size = -(-experiment.config.eval.batch_size // mesh.size) * mesh.size
-    sampler = SAMPLERS.get(name, _keep_degraded)
+    batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
+    sampler = Partial(_keep_degraded) if name == "degraded" else make_sampler(config, name)
     mse, ssim = [], []
     firsts = range(0, len(images), batch_size)
     with Meter(_TITLES[name], total=len(firsts), images_per_step=batch_size) as meter:
@@ -108,7 +111,7 @@ def _score(
                 experiment.degrade,
                 params,
                 to_mesh(batch, mesh, 0),
-                jax.random.key(experiment.config.seed),
+                jax.random.key(config.seed),
                 first,
                 times,
             )
@@ -121,7 +124,7 @@ def _score(
     return Row(name, len(times) - 1, metrics.rmse(mean), metrics.psnr(mean), mean_ssim)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _score_batch(sampler, restore, network_input, degrade, params, images, key, first, times):
     """Mean squared error and SSIM of each image, `[B]` both."""
     x0 = from_uint8(images)
@@ -140,7 +143,7 @@ def _keep_degraded(restore, degrade, params, xT, keys, times):
 
 
 def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarray:
-    """x0, xT, direct and iterates of tacos for uint8 `images`, side by side; uint8 `[., ., 3]`."""
+    """x0, xT, direct and iterates of the config's sampler for uint8 `images`; uint8 `[., ., 3]`."""
     times = times_between(experiment.T, experiment.steps)
     marks = times[np.unique(np.round(np.linspace(0, len(times) - 1, 6)).astype(int))]
     x0, keys = _images_and_keys(experiment, images)
@@ -148,9 +151,10 @@ def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarr
     xT = experiment.network_input(xT)
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
     restored = run_sampler(direct, *common)
-    _, iterates = run_sampler(tacos, *common, marks)
+    _, iterates = run_sampler(make_sampler(experiment.config), *common, marks)
     columns = [x0, xT, restored, *iterates[1:]]
-    titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"tacos t={t}" for t in marks[1:])]
+    name = experiment.config.sampler.name
+    titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"{name} t={t}" for t in marks[1:])]
     return grid([np.asarray(c) for c in columns], titles)
 
 

@@ -1,5 +1,6 @@
 """Images: uint8 <-> [-1, 1], and pictures of many of them. No metrics, no data sources."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,33 +33,63 @@ def to_unit(x: jax.Array) -> jax.Array:
     return (x + 1) / 2
 
 
-def grid(columns: Sequence[np.ndarray], titles: Sequence[str], *, height: int = 96) -> np.ndarray:
+def grid(
+    columns: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, height: int = 96
+) -> np.ndarray:
     """One row an image, one titled column a stage of it.
 
     Args:
-      columns: arrays `[N, H, W, C]` in [-1, 1], C = 1 or 3, all of one shape.
-      titles: a short text above each column.
+      columns: arrays `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3, all of one shape.
+      titles: a short text above each column; None for no header.
       height: images are enlarged by a whole factor to at least this many pixels.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.
     """
-    stages = [to_uint8(column) for column in columns]
+    stages = [c if c.dtype == np.uint8 else to_uint8(c) for c in columns]
     scale = max(1, -(-height // stages[0].shape[1]))
     stages = [s.repeat(scale, axis=1).repeat(scale, axis=2) for s in stages]
     number, high, wide, _ = stages[0].shape
     font = ImageFont.load_default(max(10, min(16, wide // 8)))
-    header = int(font.size) + 2 * _GAP
+    header = _GAP if titles is None else int(font.size) + 2 * _GAP
     size = (len(stages) * (wide + _GAP) + _GAP, header + number * (high + _GAP))
     canvas = Image.new("RGB", size, (_BACKGROUND,) * 3)
     draw = ImageDraw.Draw(canvas)
-    for i, (stage, title) in enumerate(zip(stages, titles, strict=True)):
+    for i, (stage, title) in enumerate(zip(stages, titles or [""] * len(stages), strict=True)):
         left = _GAP + i * (wide + _GAP)
         draw.text((left + wide / 2, header / 2), title, (_INK,) * 3, font, anchor="mm")
         for j, image in enumerate(stage):
             rgb = np.broadcast_to(image, (high, wide, 3))
             canvas.paste(Image.fromarray(rgb), (left, header + j * (high + _GAP)))
     return np.asarray(canvas)
+
+
+def mosaic(images: np.ndarray, *, height: int = 64, caption: str = "") -> np.ndarray:
+    """Images side by side in as many rows as columns, or one row fewer.
+
+    Args:
+      images: `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3.
+      height: as for `grid`.
+      caption: a short text above them; '' for none.
+
+    Returns:
+      One picture, uint8 `[height, width, 3]`.
+    """
+    images = images if images.dtype == np.uint8 else to_uint8(images)
+    columns = math.ceil(math.sqrt(len(images)))
+    missing = -len(images) % columns
+    filled = np.concatenate([images, np.full_like(images[:1], _BACKGROUND).repeat(missing, 0)])
+    stages = filled.reshape(-1, columns, *images.shape[1:]).swapaxes(0, 1)
+    return grid(list(stages), [caption, *[""] * (columns - 1)] if caption else None, height=height)
+
+
+def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
+    """Writes uint8 `[H, W, 3]` frames, shown again and again, the last one a second longer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = (Image.fromarray(f).quantize(dither=Image.Dither.NONE) for f in frames)
+    each = round(1000 * seconds / len(frames))
+    times = [*[each] * len(rest), each + 1000]
+    first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:

@@ -1,20 +1,39 @@
-"""A trained run, for notebooks: `run = colddiff.load(workdir)`, `run.sample(run.params, xT)`."""
+"""A trained run, for notebooks: `run = colddiff.load(workdir)`, `run.sample(run.params, xT)`.
+
+And what a run keeps beside its checkpoints: its prior, in `WORKDIR/prior`.
+"""
 
 import functools
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
-from colddiff import checkpoint
-from colddiff.build import Experiment, build, init_params, named
-from colddiff.degradations import Degrade
+from colddiff import checkpoint, data
+from colddiff.build import Experiment, build, init_params, make_prior, make_sampler
+from colddiff.degradations import Degrade, as_partial
 from colddiff.devices import create_mesh, replicate, replicated, split_axis
-from colddiff.errors import UserError
-from colddiff.samplers import SAMPLERS, Restore, image_keys, times_between
+from colddiff.errors import UserError, first_line
+from colddiff.priors import Mixture, Prior, fit_mixture
+from colddiff.progress import Meter
+from colddiff.samplers import (
+    Restore,
+    Result,
+    Sampler,
+    Times,
+    check_times,
+    image_keys,
+    times_between,
+)
+
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -25,11 +44,14 @@ class Run:
       experiment: what its config stands for.
       params: the averaged (EMA) parameters.
       step: the training step that they are of.
+      prior: `prior(key) -> xT` for one image `[H, W, C]`, to generate from (`colddiff.priors`);
+        None if the config's is 'none'.
     """
 
     experiment: Experiment
     params: Any
     step: int
+    prior: Prior | None = None
 
     @property
     def config(self) -> ConfigDict:
@@ -57,42 +79,131 @@ class Run:
         xT: jax.Array,
         key: jax.Array | None = None,
         *,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         steps: int | None = None,
-    ) -> jax.Array:
+        times: Times | None = None,
+        iterates_at: Times | None = None,
+    ) -> Result:
         """x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
 
         Args:
           params: of the restorer, such as `run.params`.
-          xT: images degraded with severity T. With `config.data.eight_bit`, the sampler is shown
-            them cut to 8 bits, as in training.
+          xT: images degraded with severity T, or with the first of `times`. With
+            `config.data.eight_bit`, the sampler is shown them cut to 8 bits, as in training.
           key: of the degradation's random patterns, image i's is `fold_in(key, i)`; key 0 if None.
             For patterns that xT was made with, degrade with `image_keys(key, 0, B)`.
-          sampler: 'direct', 'naive' or 'tacos'; None for the config's.
+          sampler: a name of `colddiff.samplers.SAMPLERS`, or a function of that kind, such as
+            `Partial(ddim, eta=0.5)`; None for the config's.
           steps: evenly spread over T; None for the config's.
+          times: instead of `steps`, decreasing integers down to 0.
+          iterates_at: some of the times; if given, the result is `(x0, iterates)`, `iterates`
+            `[len(iterates_at), B, H, W, C]`.
 
         Raises:
-          UserError: another shape, an unknown sampler, or steps outside 1..T.
+          UserError: another shape, an unknown sampler, or steps or times outside 0..T.
         """
         if xT.ndim != 4 or xT.shape[1:] != self.experiment.image_shape:
             shape = ("B", *self.experiment.image_shape)
             raise UserError(f"xT must be of shape {shape}; got {xT.shape}")
-        function = named(SAMPLERS, "sampler", sampler or self.config.sampler.name)
-        times = times_between(self.T, self.experiment.steps if steps is None else steps)
+        times = self._times(steps, times, iterates_at)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
-        # All devices share the work where they can share it evenly.
+        xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
+        return self._walk(params, xT, keys, sampler, times, iterates_at)
+
+    def generate(
+        self,
+        params: Any,
+        seeds: Sequence[int] | np.ndarray,
+        *,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        times: Times | None = None,
+        iterates_at: Times | None = None,
+    ) -> Result:
+        """x0 from nothing, `[B, H, W, C]`; image i depends on `seeds[i]` alone.
+
+        Its key, `jax.random.key(seeds[i])`, draws xT from the prior and is its degradation's. xT is
+        not cut to 8 bits: what breaks a constant image's symmetry is finer.
+
+        Args:
+          seeds: B integers, each in 0..2³²-1.
+          params, sampler, steps, times, iterates_at: as for `sample`; `times` begin at T.
+
+        Raises:
+          UserError: the config has no prior, or arguments that cannot work.
+        """
+        if self.prior is None:
+            raise UserError(
+                "config.prior.name is 'none': there is no xT to generate from. Use a config that "
+                "has a prior, such as configs/generate_blur_digits.py"
+            )
+        seeds = np.asarray(seeds)
+        whole = seeds.ndim == 1 and np.issubdtype(seeds.dtype, np.integer)
+        if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > _LARGEST_SEED:
+            raise UserError(f"seeds must be integers in 0..{_LARGEST_SEED}; got {seeds}")
+        times = self._times(steps, times, iterates_at)
+        if times[0] != self.T:
+            raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
+        xT, keys = _draw(self.prior, jnp.asarray(seeds, jnp.uint32))
+        return self._walk(params, xT, keys, sampler, times, iterates_at)
+
+    def _times(
+        self, steps: int | None, times: Times | None, iterates_at: Times | None
+    ) -> np.ndarray:
+        """The times of `steps`, of `times`, or of the config; checked."""
+        if times is None:
+            times = times_between(self.T, self.experiment.steps if steps is None else steps)
+        elif steps is not None:
+            raise UserError(f"give steps={steps} or times={times}, not both")
+        check_times(times, iterates_at)
+        if times[0] > self.T:
+            raise UserError(f"times must begin at T={self.T} or below; got {times}")
+        return np.asarray(times, np.int32)
+
+    def _walk(
+        self,
+        params: Any,
+        xT: jax.Array,
+        keys: jax.Array,
+        sampler: str | Sampler | None,
+        times: np.ndarray,
+        iterates_at: Times | None,
+    ) -> Result:
+        """The sampler's result; all devices share the work where they can share it evenly."""
+        named = sampler is None or isinstance(sampler, str)
+        function = make_sampler(self.config, sampler) if named else sampler
         mesh = create_mesh()
         sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
-        xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
         xT, keys = jax.device_put((xT, keys), sharding)
-        return run_sampler(function, self.restore, self.degrade, params, xT, keys, times)
+        marks = None if iterates_at is None else np.asarray(iterates_at, np.int32)
+        return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)
+
+
+@jax.jit
+def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """xT `[B, H, W, C]` and the keys `[B]` of these seeds."""
+    keys = jax.vmap(jax.random.key)(seeds)
+    return jax.vmap(prior)(keys), keys
 
 
 # The loop compiles once for each sampler, number of images and number of steps.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=None):
+def run_sampler(
+    sampler: Sampler,
+    restore: Restore,
+    degrade: Degrade,
+    params: Any,
+    xT: jax.Array,
+    keys: jax.Array,
+    times: np.ndarray,
+    iterates_at: np.ndarray | None = None,
+) -> Result:
     """`sampler(restore, ...)`, jitted; for arguments and result see `colddiff.samplers`."""
-    return sampler(restore, degrade, params, xT, keys, times, iterates_at)
+    return _run(as_partial(sampler), restore, degrade, params, xT, keys, times, iterates_at)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _run(sampler, restore, *arguments):
+    return sampler(restore, *arguments)
 
 
 def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | None = None) -> Run:
@@ -132,4 +243,58 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
         )
-        return Run(experiment, checkpoint.restore_ema(manager, like, step), step)
+        params = checkpoint.restore_ema(manager, like, step)
+    return Run(experiment, params, step, load_prior(experiment, workdir))
+
+
+def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
+    """The prior that the experiment's config names; None for 'none'.
+
+    A mixture is fitted to the training split the first time it is needed, and kept in
+    `workdir/prior`.
+
+    Raises:
+      UserError: the training split cannot be read, or what was kept cannot.
+    """
+    settings = experiment.config.data
+
+    def mixture_of(*, size: int, components: int) -> Mixture:
+        path = workdir / "prior" / f"mixture-{size}x{size}-{components}.npz"
+        if not path.exists():
+            logging.info("fitting the prior to %s, split %s", settings.source, settings.train_split)
+            mixture = _fit_mixture(experiment.config, size, components)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".unfinished")
+            with unfinished.open("wb") as file:
+                np.savez(file, **mixture._asdict())
+            unfinished.replace(path)
+        try:
+            with np.load(path) as arrays:
+                return Mixture(**arrays)
+        except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
+            ) from error
+
+    prior = make_prior(experiment, mixture_of)
+    return None if prior is None else replicate(prior, create_mesh())
+
+
+def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:
+    """Of the training split's images, one after the other: they need not fit into memory."""
+    settings = config.data
+    images = data.load(
+        settings.source,
+        settings.train_split,
+        size=settings.image_size,
+        channels=settings.channels,
+        cache=False,
+    )
+    with Meter("prior", total=len(images), images_per_step=1) as meter:
+
+        def each():
+            for i in range(len(images)):
+                yield images[i]
+                meter.advance()
+
+        return fit_mixture(each(), size=size, components=components, seed=config.seed)

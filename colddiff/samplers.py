@@ -4,6 +4,10 @@ Each is a plain function of `restore`, `degrade` and the state of the walk, on `
 
     sampler(restore, degrade, params, xT, keys, times, iterates_at=None) -> x0
 
+`direct`, `naive` and `tacos` take any degradation; `ddim` and `ddpm` those that blend with noise or
+another image. Of a random degradation, tacos re-draws the pattern that `keys` give (for noise, the
+paper's "fixed noise"), ddim computes it from x at every step ("estimated noise").
+
   restore: `R(params, xt, t) -> x0_hat` for a batch, `xt` `[B, H, W, C]`, `t` int32 `[B]`.
   degrade: `D(x0, t, key) -> xt` for one image (`colddiff.degradations`).
   xT: where to start, `[B, H, W, C]`.
@@ -22,13 +26,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colddiff.degradations import Degrade, split
+from colddiff.degradations import Degrade, blend_weights, split
 from colddiff.errors import UserError
 
 Restore = Callable[[object, jax.Array, jax.Array], jax.Array]
 Times = Sequence[int] | np.ndarray | jax.Array
 Result = jax.Array | tuple[jax.Array, jax.Array]
 Sampler = Callable[..., Result]
+
+_EPSILON = (
+    2**31
+)  # folded into an image's key, it gives the key of ddim's ε: no degradation draws it
 
 
 def direct(
@@ -86,7 +94,65 @@ def tacos(
     return _walk(step, xT, times, iterates_at)
 
 
-SAMPLERS: dict[str, Sampler] = {"direct": direct, "naive": naive, "tacos": tacos}
+def ddim(
+    restore: Restore,
+    degrade: Degrade,
+    params: object,
+    xT: jax.Array,
+    keys: jax.Array,
+    times: Times,
+    iterates_at: Times | None = None,
+    *,
+    eta: float | jax.Array = 0.0,
+) -> Result:
+    """Estimated noise (appendices A.6, A.8): `x ← √ᾱ_s' x̂ + √(1 - ᾱ_s' - σ²) ẑ + σ ε`.
+
+    With ẑ = (x - √ᾱ_s x̂) / √(1 - ᾱ_s), what x̂ leaves for the noise, and ε ~ N(0, I) from `keys`.
+
+    Args:
+      degrade: a blend, `√ᾱ_t x0 + √(1 - ᾱ_t) z`.
+      eta: σ in units of DDPM's, σ² = η² (1 - ᾱ_s') / (1 - ᾱ_s) (1 - ᾱ_s / ᾱ_s'); in 0..1. At 0,
+        DDIM, the walk is deterministic, and it is Algorithm 2 with ẑ for the pattern.
+
+    Raises:
+      UserError: `degrade` is no blend.
+    """
+    weights = blend_weights(degrade)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _EPSILON)
+
+    def step(x, s, s_next):
+        a, b = weights[s]  # √ᾱ_s, √(1 - ᾱ_s)
+        a_next, b_next = weights[s_next]
+        x0_hat = _restore(restore, params, x, s)
+        z_hat = (x - a * x0_hat) / b
+        sigma = eta * b_next / b * jnp.sqrt(1 - (a / a_next) ** 2)
+        epsilon = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, s), x.shape[1:]))
+        rest = jnp.sqrt(jnp.maximum(b_next**2 - sigma**2, 0))  # rounding may take it below 0
+        return a_next * x0_hat + rest * z_hat + sigma * epsilon(keys)
+
+    return _walk(step, xT, times, iterates_at)
+
+
+def ddpm(
+    restore: Restore,
+    degrade: Degrade,
+    params: object,
+    xT: jax.Array,
+    keys: jax.Array,
+    times: Times,
+    iterates_at: Times | None = None,
+) -> Result:
+    """`ddim` with η = 1 (appendix A.8): σ² is the posterior variance β̃ of Ho et al. 2020."""
+    return ddim(restore, degrade, params, xT, keys, times, iterates_at, eta=1.0)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "direct": direct,
+    "naive": naive,
+    "tacos": tacos,
+    "ddim": ddim,
+    "ddpm": ddpm,
+}
 
 
 def image_keys(key: jax.Array, first: jax.Array | int, count: int) -> jax.Array:

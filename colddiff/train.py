@@ -25,6 +25,7 @@ from colddiff.degradations import Degrade
 from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
 from colddiff.errors import UserError
 from colddiff.images import from_uint8, save_png
+from colddiff.inference import load_prior
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import TrainState, init_state, update_ema
@@ -122,6 +123,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
         return
+    load_prior(experiment, workdir)  # fits it, so that the run has it wherever it is taken
     images = _load_train_images(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     with checkpoint.open_manager(workdir, keep=config.train.checkpoints_kept) as manager:

@@ -63,10 +63,16 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 5000  # steps
     train.checkpoints_kept = 3
 
-    config.sampler = ConfigDict(dict(name="tacos", steps=0))  # steps: 0 for every t of T..1
+    # steps: 0 for every t of T..1; a ddim may also have its eta, in 0..1.
+    config.sampler = ConfigDict(dict(name="tacos", steps=0))  # direct | naive | tacos | ddim | ddpm
+
+    # Where xT comes from in --mode=generate (colddiff.priors):
+    # dict(name="pattern", noise_std=0.0): what the degradation ends with, noise, colour or image
+    # dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002): fitted to size² pixels
+    config.prior = ConfigDict(dict(name="none"))
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = 64  # rounded up to share it among the devices
+    evaluation.batch_size = 64  # in scoring and generating; rounded up to share it among devices
     evaluation.num_images = 0  # the first so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures

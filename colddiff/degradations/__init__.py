@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import jax
 
-from colddiff.degradations.blend import animorph, gaussian_noise
+from colddiff.degradations.blend import animorph, blend_weights, gaussian_noise
 from colddiff.degradations.blur import gaussian_blur
 from colddiff.degradations.compose import compose
 from colddiff.degradations.desaturate import desaturate
@@ -45,6 +45,7 @@ __all__ = [
     "Degrade",
     "animorph",
     "as_partial",
+    "blend_weights",
     "compose",
     "desaturate",
     "exponential",

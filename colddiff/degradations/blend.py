@@ -5,12 +5,14 @@ z is Gaussian noise (hot diffusion; paper, section 5.1) or an image of another d
 set comes from does not.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from colddiff.degradations.patterns import from_pattern
+from colddiff.degradations.patterns import from_pattern, split
 from colddiff.degradations.schedules import cosine_alpha_bar
 from colddiff.errors import UserError, unknown_name
 from colddiff.images import from_uint8
@@ -58,6 +60,18 @@ def animorph(
         raise UserError(f"bank_size={count} must lie in 1..{len(bank)}, the images of the bank")
     pick = Partial(_pick, jnp.asarray(bank), jnp.int32(count))
     return from_pattern(pick, Partial(_blend, _weights(num_steps, schedule)))
+
+
+def blend_weights(degrade: Callable[..., jax.Array]) -> jax.Array:
+    """`(√ᾱ_t, √(1 - ᾱ_t))` of a blend for t = 0..T; `[T + 1, 2]`.
+
+    Raises:
+      UserError: `degrade` is no blend.
+    """
+    _, apply = split(degrade)
+    if apply.func is not _blend:
+        raise UserError("only a blend with noise or an image has weights √ᾱ: not this degradation")
+    return apply.args[0]
 
 
 def _pick(
