@@ -1,6 +1,7 @@
 """Images: uint8 <-> [-1, 1], and pictures of many of them. No metrics, no data sources."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def grid(
 
     Args:
       columns: arrays `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3, all of one shape.
-      titles: a short text above each column; None for no header.
+      titles: a text above each column, broken into lines; None for no header.
       height: images are enlarged by a whole factor to at least this many pixels.
 
     Returns:
@@ -51,13 +52,18 @@ def grid(
     stages = [s.repeat(scale, axis=1).repeat(scale, axis=2) for s in stages]
     number, high, wide, _ = stages[0].shape
     font = ImageFont.load_default(max(10, min(16, wide // 8)))
-    header = _GAP if titles is None else int(font.size) + 2 * _GAP
+    titles = [textwrap.wrap(title, int(wide / (0.55 * font.size))) for title in titles or ()]
+    lines = max(map(len, titles), default=0)
+    header = int(font.size) * lines + (2 * _GAP if lines else _GAP)
     size = (len(stages) * (wide + _GAP) + _GAP, header + number * (high + _GAP))
     canvas = Image.new("RGB", size, (_BACKGROUND,) * 3)
     draw = ImageDraw.Draw(canvas)
-    for i, (stage, title) in enumerate(zip(stages, titles or [""] * len(stages), strict=True)):
+    for i, stage in enumerate(stages):
         left = _GAP + i * (wide + _GAP)
-        draw.text((left + wide / 2, header / 2), title, (_INK,) * 3, font, anchor="mm")
+        if titles:
+            place = (left + wide / 2, header / 2)
+            text = "\n".join(titles[i])
+            draw.multiline_text(place, text, (_INK,) * 3, font, "mm", spacing=0, align="center")
         for j, image in enumerate(stage):
             rgb = np.broadcast_to(image, (high, wide, 3))
             canvas.paste(Image.fromarray(rgb), (left, header + j * (high + _GAP)))

@@ -2,8 +2,9 @@
 
     python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
 
-trains, or goes on where that workdir stopped, then evaluates. `--mode=degrade` needs no training:
-it draws test images at growing severities.
+trains, or goes on where that workdir stopped, then evaluates. `--mode=generate` makes new images
+with a trained run, `--mode=compare` measures them, and `--mode=degrade`, which needs no training,
+draws test images at growing severities.
 """
 
 import logging as python_logging
@@ -17,13 +18,20 @@ from ml_collections import config_flags
 
 from colddiff.errors import UserError
 
-_MODES = ("train_and_evaluate", "train", "evaluate", "degrade")
+_MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade")
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives: checkpoints, logs, pictures.")
 _MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
+_SEEDS = flags.DEFINE_string("seeds", "0-63", "Of the images to generate: 0-9999 or 3,7,20-29.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of generated images; WORKDIR/generated/STEP-SAMPLER-STEPS if not given."
+)
+_FOLDERS = flags.DEFINE_multi_string(
+    "folder", [], "TITLE=FOLDER of images to compare with the config's data; give one or more."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,8 +41,10 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser().absolute()
 
     # Imported here so that a mistake in the flags is answered at once.
+    from colddiff import compare
     from colddiff.build import build
     from colddiff.evaluate import evaluate, gallery, load_test_images, markdown, write
+    from colddiff.generate import folder_of, generate, parse_seeds
     from colddiff.images import save_png
     from colddiff.inference import load
     from colddiff.train import train
@@ -50,6 +60,16 @@ def main(argv: Sequence[str]) -> None:
         report = evaluate(experiment, params, step)
         folder = write(report, experiment, params, workdir)
         sys.stdout.write(f"\n{markdown(report)}\nreport and pictures: {folder}\n")
+    if _MODE.value == "generate":
+        seeds = parse_seeds(_SEEDS.value)
+        run = load(workdir, config=config)
+        folder = Path(_OUTPUT.value).absolute() if _OUTPUT.value else folder_of(run, workdir)
+        generate(run, seeds, folder)
+        sys.stdout.write(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
+    if _MODE.value == "compare":
+        report = compare.compare(config, compare.parse_folders(_FOLDERS.value))
+        folder = compare.write(report, workdir)
+        sys.stdout.write(f"\n{compare.markdown(report)}\ntable and picture: {folder}\n")
     if _MODE.value == "degrade":
         images = load_test_images(config, config.eval.pictures)
         path = workdir / "degraded.png"

@@ -1,10 +1,12 @@
-"""Distances between images on [0, 1], not clamped; `x, y` are float32 `[B, H, W, C]`.
+"""Distances between images, and between sets of images.
 
-RMSE and PSNR of a whole set come from its mean squared error: a mean of per-image RMSEs would be
-another number. Which images are compared is decided in `colddiff.evaluate`.
+Images are on [0, 1], not clamped; `x, y` are float32 `[B, H, W, C]`. RMSE and PSNR of a whole set
+come from its mean squared error: a mean of per-image RMSEs would be another number. Sets are
+compared by features, `[N, D]`. Which images, and which features, is decided by callers.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,32 @@ def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
     structure = (2 * cov + _C2) / (var_x + var_y + _C2)
     return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+class Gaussian(NamedTuple):
+    """Mean `[D]` and covariance `[D, D]` of features; float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def gaussian(features: np.ndarray) -> Gaussian:
+    """The Gaussian of features `[N, D]`, N ≥ 2; the covariance is divided by N - 1."""
+    features = np.asarray(features, np.float64)
+    return Gaussian(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
+
+
+def frechet_distance(x: Gaussian, y: Gaussian) -> float:
+    """`|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x^½ Σ_y Σ_x^½)^½)`, the squared 2-Wasserstein distance.
+
+    By symmetric eigenvalues, so that no complex number arises where a covariance is singular.
+    """
+    values, vectors = np.linalg.eigh(x.covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    product = np.linalg.eigvalsh(root @ y.covariance @ root)
+    traces = np.trace(x.covariance) + np.trace(y.covariance)
+    cross = np.sum(np.sqrt(np.maximum(product, 0)))
+    return float(np.sum((x.mean - y.mean) ** 2) + traces - 2 * cross)
 
 
 def _window_matrix(n: int) -> np.ndarray:

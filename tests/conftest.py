@@ -22,7 +22,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_MATHS = ("test_degradations", "test_formulas", "test_images", "test_metrics", "test_samplers")
+_MATHS = (
+    "test_degradations",
+    "test_formulas",
+    "test_images",
+    "test_metrics",
+    "test_priors",
+    "test_samplers",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,17 +12,17 @@ LAYERS = [
     {"errors"},
     {"images", "metrics", "networks", "progress"},
     {"degradations"},
-    {"samplers"},
+    {"priors", "samplers"},
     {"data", "devices"},
     {"build"},
     {"state"},
     {"checkpoint"},
     {"inference"},
-    {"evaluate"},
+    {"compare", "evaluate", "generate"},
     {"train"},
     {"main"},
 ]
-MATHS = ("degradations", "samplers", "networks", "metrics", "images")
+MATHS = ("degradations", "samplers", "priors", "networks", "metrics", "images")
 
 
 def layer_of(module):

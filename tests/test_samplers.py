@@ -7,9 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colddiff.degradations import gaussian_blur
+from colddiff.degradations import gaussian_blur, gaussian_noise
+from colddiff.degradations.schedules import cosine_alpha_bar
 from colddiff.errors import UserError
-from colddiff.samplers import SAMPLERS, check_times, direct, image_keys, naive, tacos, times_between
+from colddiff.priors import pattern
+from colddiff.samplers import (
+    SAMPLERS,
+    check_times,
+    ddim,
+    ddpm,
+    direct,
+    image_keys,
+    naive,
+    tacos,
+    times_between,
+)
 
 T, SHAPE = 10, (3, 16, 16, 2)
 
@@ -40,12 +52,19 @@ def add_e(x0, t, key):
 
 
 BLUR = gaussian_blur(image_size=16, num_steps=T, kernel_size=5, std=1.0, padding="reflect")
+NOISE = gaussian_noise(num_steps=T)
+ABAR = np.asarray(cosine_alpha_bar(T))  # float64
+BLENDS_ONLY = ("ddim", "ddpm")
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-@pytest.mark.parametrize("degrade", [BLUR, add_e], ids=["blur", "add_e"])
+@pytest.mark.parametrize("degrade", [BLUR, add_e, NOISE], ids=["blur", "add_e", "noise"])
 @pytest.mark.parametrize("times", [range(T, -1, -1), [10, 7, 2, 0], [10, 0]], ids=str)
 def test_a_perfect_restorer_gives_x0(name, degrade, times, x0, keys):
+    if name in BLENDS_ONLY and degrade is not NOISE:
+        with pytest.raises(UserError, match="only a blend with noise or an image has weights"):
+            SAMPLERS[name](oracle, degrade, x0, x0, keys, np.array(times))
+        return
     xT = jax.vmap(degrade, (0, None, 0))(x0, T, keys)
     found = SAMPLERS[name](oracle, degrade, x0, xT, keys, np.array(times))
     np.testing.assert_allclose(found, x0, atol=1e-5)
@@ -77,9 +96,79 @@ def test_each_sampler_is_its_algorithm(x0, keys):
     np.testing.assert_allclose(direct(*arguments), R(xT, T), atol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", [tacos, ddim, ddpm])
+def test_noise_goes_to_x0_with_a_perfect_restorer(sampler, x0, keys):
+    """Fixed and estimated noise, from a prior that knows nothing of x0."""
+    xT = jax.vmap(pattern(NOISE, T=T, shape=SHAPE[1:]))(keys)
+    found = sampler(oracle, NOISE, x0, xT, keys, times_between(T, T))
+    # xT is D(0, T), not D(x0, T), and Algorithm 2 carries the difference along.
+    expected = (1 - np.sqrt(ABAR[T])) * x0 if sampler is tacos else x0
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("times", [list(range(T, -1, -1)), [10, 7, 2, 0]], ids=str)
+def test_algorithm_2_with_estimated_noise_is_ddim(times, x0, keys):
+    """Appendix A.6, every iterate; Algorithm 2 is written out in float64."""
+    x = np.array(jax.random.normal(jax.random.key(1), SHAPE), np.float64)
+    D = lambda x_hat, s, z: np.sqrt(ABAR[s]) * x_hat + np.sqrt(1 - ABAR[s]) * z  # noqa: E731
+    expected = [x]
+    for s, s_next in itertools.pairwise(times):
+        x_hat = 0.3 * x + np.sin(3 * np.asarray(x0, np.float64)) + s / T  # `wrong`
+        z_hat = (x - np.sqrt(ABAR[s]) * x_hat) / np.sqrt(1 - ABAR[s])
+        x = x - D(x_hat, s, z_hat) + D(x_hat, s_next, z_hat)
+        expected.append(x)
+    start = jnp.asarray(expected[0], jnp.float32)
+    _, iterates = ddim(wrong, NOISE, x0, start, keys, np.array(times), times)
+    np.testing.assert_allclose(iterates, np.stack(expected), atol=1e-5)
+
+
+BIG = (4, 64, 64, 3)  # 49,152 pixels: a standard deviation is known to a third of a percent
+
+
+@pytest.mark.parametrize(("s", "s_next"), [(10, 9), (7, 6), (3, 2), (2, 1), (9, 4), (10, 1)])
+def test_a_step_of_ddpm_draws_from_the_posterior(s, s_next):
+    """Appendix A.8: q(x_s' | x_s, x0) of Ho et al. 2020, equations 6 and 7, in float64."""
+    x0, x = 0.4, -0.7
+    alpha = ABAR[s] / ABAR[s_next]  # of this step
+    beta = 1 - alpha
+    mean = (np.sqrt(ABAR[s_next]) * beta * x0 + np.sqrt(alpha) * (1 - ABAR[s_next]) * x) / (
+        1 - ABAR[s]
+    )
+    variance = (1 - ABAR[s_next]) / (1 - ABAR[s]) * beta
+    times = np.array([s, s_next, 0])
+    keys = image_keys(jax.random.key(2), 0, BIG[0])
+    answer, start = jnp.full(BIG, x0), jnp.full(BIG, x)
+    _, iterates = ddpm(oracle, NOISE, answer, start, keys, times, [s_next])
+    assert np.mean(iterates) == pytest.approx(mean, abs=4 * np.sqrt(variance / iterates.size))
+    assert np.std(iterates) == pytest.approx(np.sqrt(variance), rel=0.02)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_the_whole_family_keeps_the_marginals(eta):
+    """Appendix A.8: for any σ, x_s is spread as D(x0, s, ·) is, if x̂ is right."""
+    keys = image_keys(jax.random.key(3), 0, BIG[0])
+    x0 = jnp.full(BIG, 0.4)
+    xT = jax.vmap(NOISE, (0, None, 0))(x0, T, keys)
+    times = [10, 8, 5, 2, 1, 0]
+    _, iterates = ddim(oracle, NOISE, x0, xT, keys, np.array(times), times, eta=eta)
+    for s, x in zip(times[:-1], iterates, strict=False):
+        error = 4 * np.sqrt((1 - ABAR[s]) / x.size)
+        assert np.mean(x) == pytest.approx(np.sqrt(ABAR[s]) * 0.4, abs=error)
+        assert np.std(x) == pytest.approx(np.sqrt(1 - ABAR[s]), rel=0.02)
+
+
+def test_only_ddpm_is_random(x0, keys):
+    others = image_keys(jax.random.key(6), 0, SHAPE[0])
+    go = lambda sampler, keys: sampler(wrong, NOISE, x0, x0, keys, np.array([10, 5, 1, 0]))  # noqa: E731
+    assert np.array_equal(go(ddim, keys), go(ddim, others))
+    found = np.stack([go(ddpm, keys), go(ddpm, others)])
+    assert np.abs(found[0] - found[1]).mean() > 0.01
+    assert np.abs(found[0, 0] - found[0, 1]).mean() > 0.01
+
+
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_iterates_begin_at_the_start_and_end_at_the_result(name, x0, keys):
-    arguments = (wrong, BLUR, x0, x0, keys, np.array([10, 4, 0]))
+    arguments = (wrong, NOISE, x0, x0, keys, np.array([10, 4, 0]))
     result, iterates = SAMPLERS[name](*arguments, [10, 0])
     assert iterates.shape == (2, *SHAPE)
     assert np.array_equal(iterates[0], x0)

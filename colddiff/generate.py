@@ -1,0 +1,152 @@
+"""Images from nothing, one PNG file for each seed (paper, section 5): `--mode=generate`.
+
+    FOLDER/000042.png    the image of seed 42, whatever the batch size and the devices
+    FOLDER/grid.png      the first images, side by side
+    FOLDER/process.gif   how the first of them came about, from t = T to 0
+    FOLDER/settings.json what they all depend on
+
+Seeds whose file exists are not generated again, so an interrupted command goes on. How good the
+images are is the business of `colddiff.compare`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from colddiff import checkpoint
+from colddiff.devices import create_mesh
+from colddiff.errors import UserError
+from colddiff.images import mosaic, save_gif, save_png, to_uint8
+from colddiff.inference import Run
+from colddiff.progress import Meter
+from colddiff.samplers import times_between
+
+_IN_GRID, _IN_GIF, _FRAMES = 64, 16, 40
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The integers of a text such as '0-9999' or '3,7,20-29', ends included, in its order.
+
+    Raises:
+      UserError: the text is no such list, or names a seed twice.
+    """
+    seeds = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise UserError(f"--seeds={text!r} must be like 0-9999 or 3,7,20-29; got {part!r}")
+        seeds.extend(range(int(first), int(last) + 1))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds={text!r} names a seed twice")
+    return seeds
+
+
+def folder_of(run: Run, workdir: Path) -> Path:
+    """Where a run's images go unless told otherwise."""
+    name = f"{run.step:07d}-{run.config.sampler.name}-{run.experiment.steps}"
+    return workdir / "generated" / name
+
+
+def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
+    """Writes the missing images of `seeds` to `folder`, then the pictures of all of them.
+
+    Raises:
+      UserError: the folder holds images of other settings, the run has no prior, or an image is
+        not finite.
+    """
+    _claim(folder, _settings(run))
+    mesh = create_mesh()
+    batch_size = -(-run.config.eval.batch_size // mesh.size) * mesh.size
+    missing = [seed for seed in seeds if not _path(folder, seed).exists()]
+    if len(missing) < len(seeds):
+        logging.info("%d of %d images are there already", len(seeds) - len(missing), len(seeds))
+    firsts = range(0, len(missing), batch_size)
+    with (
+        Meter("generate", total=len(firsts), images_per_step=batch_size) as meter,
+        ThreadPoolExecutor() as pool,
+    ):
+        for first in firsts:
+            batch = missing[first : first + batch_size]
+            # The last batch is filled up, so that one program serves all.
+            filled = batch + [batch[-1]] * (batch_size - len(batch))
+            x0 = np.asarray(run.generate(run.params, filled))[: len(batch)]
+            bad = [s for s, image in zip(batch, x0, strict=True) if not np.isfinite(image).all()]
+            if bad:
+                raise UserError(
+                    f"the images of seeds {bad} are not finite; nothing of them is kept"
+                )
+            paths = [_path(folder, seed) for seed in batch]
+            list(pool.map(_save, paths, to_uint8(x0)))
+            meter.advance()
+            meter.note()
+    _pictures(run, seeds, folder)
+
+
+def _path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.png"
+
+
+def _save(path: Path, image: np.ndarray) -> None:
+    """Whole or not at all: a file that is there is finished."""
+    unfinished = path.with_suffix(".unfinished")
+    gray = image.shape[-1] == 1
+    Image.fromarray(image[..., 0] if gray else image).save(unfinished, format="png")
+    unfinished.replace(path)
+
+
+def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
+    """`grid.png` and `process.gif` of the first seeds."""
+    images = [np.asarray(Image.open(_path(folder, seed))) for seed in seeds[:_IN_GRID]]
+    shape = run.experiment.image_shape
+    save_png(folder / "grid.png", mosaic(np.stack(images).reshape(-1, *shape)))
+    times = times_between(run.T, run.experiment.steps)
+    marks = times[np.unique(np.linspace(0, len(times) - 1, _FRAMES).round().astype(int))]
+    _, iterates = run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)
+    frames = [
+        mosaic(x, caption=f"t = {t}") for x, t in zip(np.asarray(iterates), marks, strict=True)
+    ]
+    save_gif(folder / "process.gif", frames)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What an image depends on besides its seed, in JSON's types."""
+    config = checkpoint.as_json(run.config)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(run.params):
+        digest.update(np.asarray(leaf).tobytes())
+    weights = {"step": run.step, "sha256": digest.hexdigest()}
+    return {name: config[name] for name in ("degradation", "prior", "sampler")} | {
+        "steps": run.experiment.steps,
+        "weights": weights,
+    }
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Says in the folder what its images are of; refuses one that says something else."""
+    path = folder / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        names = sorted(n for n in found | settings if found.get(n) != settings.get(n))
+        if names:
+            tell = [f"{n}: {found.get(n)} there, {settings.get(n)} here" for n in names]
+            differences = "\n  ".join(tell)
+            raise UserError(
+                f"{folder} holds images of other settings:\n  {differences}\n"
+                "Give another folder with --output, or delete that one"
+            )
+        return
+    if next(folder.glob("*.png"), None):
+        raise UserError(f"{folder} holds images of unknown settings; give another with --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+    unfinished.replace(path)

@@ -1,0 +1,24 @@
+"""Generation of digits from blur: minutes on a laptop's CPU (paper, section 5.2)."""
+
+from ml_collections import ConfigDict
+
+from configs import generate_noise_digits
+
+
+def get_config() -> ConfigDict:
+    config = generate_noise_digits.get_config()
+    config.data.eight_bit = True
+    config.degradation = ConfigDict(
+        dict(
+            name="gaussian_blur",
+            num_steps=40,
+            kernel_size=15,
+            std=dict(schedule="exponential", start=0.5, rate=0.055),
+            padding="circular",
+            mean_at_end=True,
+        )
+    )
+    config.sampler.name = "tacos"
+    config.prior = ConfigDict(dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002))
+    config.eval.samplers = ("direct", "naive", "tacos")
+    return config

@@ -1,0 +1,28 @@
+"""Hot generation of digits from Gaussian noise: minutes on a laptop's CPU (paper, section 5.1)."""
+
+from ml_collections import ConfigDict
+
+from configs import blur_digits
+
+
+def get_config() -> ConfigDict:
+    config = blur_digits.get_config()
+    config.data.image_size = 16
+    config.data.pad = 1
+    config.degradation = ConfigDict(
+        dict(
+            name="gaussian_noise",
+            num_steps=50,
+            schedule="cosine",
+        )
+    )
+    config.model.attention_sizes = (8, 4)
+    config.train.num_steps = 1200
+    config.train.batch_size = 64
+    config.train.ema_decay = 0.99
+    config.train.sample_every = 400
+    config.train.checkpoint_every = 200
+    config.sampler.name = "ddim"
+    config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))
+    config.eval.samplers = ("direct", "tacos", "ddim")
+    return config

@@ -1,0 +1,20 @@
+"""Generation of digits from 2² pixels: minutes on a laptop's CPU (paper, section 5.3)."""
+
+from ml_collections import ConfigDict
+
+from configs import generate_noise_digits
+
+
+def get_config() -> ConfigDict:
+    config = generate_noise_digits.get_config()
+    config.degradation = ConfigDict(
+        dict(
+            name="pixelate",
+            num_steps=3,
+            method="area",
+        )
+    )
+    config.sampler.name = "tacos"
+    config.prior = ConfigDict(dict(name="gaussian_mixture", size=2, components=1, noise_std=0.0))
+    config.eval.samplers = ("direct", "naive", "tacos")
+    return config
