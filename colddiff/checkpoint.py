@@ -23,7 +23,7 @@ SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels", "data.
 SAME_RUN = (*SAME_MODEL, "seed", "data")
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 # Where a trained model's degradation now finds what it is made of.
-_PLACES = ("degradation.bank.source", "degradation.bank.limit")
+_PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
 
 
 @contextmanager

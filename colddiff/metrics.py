@@ -83,7 +83,8 @@ def frechet_distance(x: Gaussian, y: Gaussian) -> float:
     product = np.linalg.eigvalsh(root @ y.covariance @ root)
     traces = np.trace(x.covariance) + np.trace(y.covariance)
     cross = np.sum(np.sqrt(np.maximum(product, 0)))
-    return float(np.sum((x.mean - y.mean) ** 2) + traces - 2 * cross)
+    distance = np.sum((x.mean - y.mean) ** 2) + traces - 2 * cross
+    return max(float(distance), 0.0)  # rounding may take equal ones below
 
 
 def _window_matrix(n: int) -> np.ndarray:

@@ -7,8 +7,10 @@ another place add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 
 56.6 M parameter network; not measured.
 
     paper              FID of generated images
-    fixed noise        25.62 (tacos with the key of xT)
+    fixed noise        25.62   --config.sampler.name=tacos
     estimated noise    20.59
+
+The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without.
 """
 
 from ml_collections import ConfigDict

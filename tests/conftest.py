@@ -77,6 +77,23 @@ def config() -> ConfigDict:
     return tiny_config()
 
 
+def tiny_generator_config() -> ConfigDict:
+    """The tiny config, generating from one gray level."""
+    config = tiny_config()
+    config.degradation.padding = "circular"
+    config.degradation.mean_at_end = True
+    config.prior = ConfigDict(dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002))
+    return config
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory) -> Path:
+    """The workdir of a finished tiny run with a prior; not to be written to."""
+    workdir = tmp_path_factory.mktemp("generator")
+    train(tiny_generator_config(), workdir)
+    return workdir
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The workdir of a finished tiny run, on four devices; not to be written to."""

@@ -11,9 +11,10 @@ from conftest import CONFIGS, config_anywhere
 from ml_collections import ConfigDict
 
 from colddiff import data
-from colddiff.build import build
+from colddiff.build import build, make_sampler
 from colddiff.degradations import gaussian_blur, gaussian_mask, linear, split
 from colddiff.errors import UserError
+from colddiff.samplers import ddim, tacos
 
 
 @pytest.mark.parametrize("name", ["default", *CONFIGS])
@@ -52,7 +53,28 @@ def test_no_steps_means_all(config):
         ("model.dtype", "float64", "unknown model.dtype 'float64'; valid: bfloat16, float32"),
         ("train.optimizer", "lion", "unknown train.optimizer 'lion'; valid: adam"),
         ("train.lr_schedule", "step", "unknown train.lr_schedule 'step'; valid: constant, cosine"),
-        ("sampler.name", "ddpm", "unknown sampler 'ddpm'; valid: direct, naive, tacos"),
+        ("sampler.name", "sde", "unknown sampler 'sde'; valid: ddim, ddpm, direct, naive, tacos"),
+        ("sampler.name", "ddpm", "only a blend with noise or an image has weights"),
+        ("eval.samplers", ("direct", "ddim"), "only a blend with noise or an image has weights"),
+        ("sampler", dict(name="tacos", steps=0, eta=1.0), "config.sampler has eta$"),
+        (
+            "sampler",
+            dict(name="ddim", steps=0, etha=1.0),
+            "config.sampler has etha; ddim takes eta",
+        ),
+        ("prior", dict(name="gmm"), "unknown prior 'gmm'; valid: gaussian_mixture, none, pattern"),
+        ("prior", dict(name="pattern", noise_std=-1.0), "noise_std=-1.0 of a prior must be finite"),
+        ("prior", dict(name="pattern"), "config.prior: missing a required argument: 'noise_std'"),
+        (
+            "prior",
+            dict(name="gaussian_mixture", size=5, components=1, noise_std=0.0),
+            "size=5 of a prior must divide the images' 16 pixels",
+        ),
+        (
+            "prior",
+            dict(name="gaussian_mixture", size=1, components=0, noise_std=0.0),
+            "config.prior: size=1 and components=0 must be 1 or more",
+        ),
         ("sampler.steps", 7, r"steps=7 must lie in 1\.\.T=6"),
         ("train.batch_size", 0, "config.train.batch_size=0 must be 1 or more"),
         ("seed", -1, r"config.seed=-1 must be in 0\.\.4294967295"),
@@ -68,15 +90,30 @@ def test_no_steps_means_all(config):
             r"multipliers=\(1, 0\) must be one or more positive integers",
         ),
         ("model.multipliers", (), r"multipliers=\(\) must be one or more positive integers"),
-        ("eval.samplers", ("direct", "dirct"), "unknown sampler 'dirct'; valid: direct"),
+        ("eval.samplers", ("direct", "dirct"), "unknown sampler 'dirct'; valid: ddim"),
         ("data.image_size", 15, "image_size=15 cannot be halved 1 times"),
         ("degradation.padding", "zero", "unknown padding 'zero'"),
     ],
 )
 def test_what_cannot_work_is_refused(config, field, value, message):
-    config.update_from_flattened_dict({field: value})
+    if isinstance(value, dict):
+        with config.unlocked():
+            config[field] = value
+    else:
+        config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
         build(config)
+
+
+def test_the_config_gives_its_sampler_its_arguments(config):
+    """And no other one, whose name may be a flag away."""
+    with config.unlocked():
+        config.sampler = {"name": "ddim", "steps": 0, "eta": 0.5}
+    assert make_sampler(config).keywords == make_sampler(config, "ddim").keywords == {"eta": 0.5}
+    assert make_sampler(config).func is ddim
+    assert (
+        make_sampler(config, "tacos").func is tacos and not make_sampler(config, "tacos").keywords
+    )
 
 
 def test_a_setting_of_another_model_is_refused(config):
@@ -336,3 +373,22 @@ def test_configs_have_the_paper_s_settings(name):
     inpainting = name.startswith("inpaint")
     assert config.train.num_steps == (60_000 if inpainting else 700_000)
     assert config.train.batch_size == (64 if inpainting else 32)
+
+
+ONE, FOUR = (dict(name="gaussian_mixture", size=size, components=1) for size in (1, 2))
+PRIORS = {  # with the sampler of the best row
+    "noise_celeba": (dict(name="pattern", noise_std=0), "ddim"),
+    "noise_afhq": (dict(name="pattern", noise_std=0), "ddim"),
+    "generate_blur_celeba": (ONE | dict(noise_std=0.002), "tacos"),
+    "generate_blur_afhq": (ONE | dict(noise_std=0.002), "tacos"),
+    "generate_inpaint_celeba": (dict(name="pattern", noise_std=0), "tacos"),
+    "generate_superres_celeba": (FOUR | dict(noise_std=0), "tacos"),
+    "animorph_celeba": (dict(name="pattern", noise_std=0), "tacos"),
+}
+
+
+@pytest.mark.parametrize("name", [c for c in CONFIGS if not c.endswith("_digits")])
+def test_configs_generate_as_in_the_paper(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    found = config.prior.to_dict(), config.sampler.name
+    assert found == PRIORS.get(name, (dict(name="none"), "tacos"))

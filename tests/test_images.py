@@ -39,3 +39,34 @@ def test_grid_shows_every_image_in_its_place(tmp_path):
     assert (picture[:header] < 128).any()  # the titles
     images.save_png(tmp_path / "new" / "grid.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), picture)
+
+
+def test_long_titles_are_broken_into_lines():
+    columns = [np.zeros((1, 96, 96, 1))] * 2
+    short, long = (images.grid(columns, ["x0", text]) for text in ("xT", "blur, broken symmetry"))
+    assert long.shape[0] > short.shape[0] and long.shape[1:] == short.shape[1:]
+    bare = images.grid(columns)
+    assert bare.shape[0] == 96 + 4 and (bare[:2] == 255).all()
+    assert np.array_equal(long[-96:], bare[-96:])
+
+
+def test_a_mosaic_has_every_image_in_its_place():
+    tones = np.array([0, 50, 100, 150, 200], np.uint8)
+    picture = images.mosaic(np.tile(tones[:, None, None, None], (1, 8, 8, 1)), height=16)
+    assert picture.shape == (2 * 18 + 2, 3 * 18 + 2, 3)  # rows of 3 and 2
+    found = picture[10::18, 10::18, 0]
+    assert found.tolist() == [[0, 50, 100], [150, 200, 255]]
+    captioned = images.mosaic(np.zeros((4, 8, 8, 3)), height=16, caption="t")
+    assert captioned.shape[0] > 2 * 18 + 2
+    assert captioned[-10, 10].tolist() == [128, 128, 128]  # of [-1, 1]
+
+
+def test_a_gif_shows_its_frames_in_their_order(tmp_path):
+    frames = [np.full((4, 6, 3), tone, np.uint8) for tone in (0, 100, 200)]
+    images.save_gif(tmp_path / "new" / "a.gif", frames, seconds=3)
+    with Image.open(tmp_path / "new" / "a.gif") as gif:
+        assert gif.n_frames == 3 and gif.size == (6, 4) and gif.info["loop"] == 0
+        for i, (tone, duration) in enumerate(((0, 1000), (100, 1000), (200, 2000))):
+            gif.seek(i)
+            assert np.all(np.asarray(gif.convert("RGB")) == tone)
+            assert gif.info["duration"] == duration

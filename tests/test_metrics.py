@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from colddiff import data, metrics
@@ -45,3 +46,26 @@ def test_rmse_and_psnr_are_of_all_pixels(pair):
 def test_ssim_refuses_images_below_its_window():
     with pytest.raises(UserError, match="at least 11 pixels"):
         metrics.ssim(jnp.zeros((1, 8, 8, 1)), jnp.zeros((1, 8, 8, 1)))
+
+
+def test_frechet_distance_against_scipy():
+    """|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½) with SciPy's general matrix root."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12)) + 1
+    y = rng.normal(size=(150, 12)) @ rng.normal(size=(12, 12))
+    a, b = np.cov(x.T), np.cov(y.T)
+    root = scipy.linalg.sqrtm(a @ b).real
+    expected = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + np.trace(a + b - 2 * root)
+    found = metrics.frechet_distance(metrics.gaussian(x), metrics.gaussian(y))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_in_closed_form():
+    """Of one feature it is (μ_x - μ_y)² + (σ_x - σ_y)²; singular covariances are no trouble."""
+    x, y = np.array([[1.0], [3.0], [5.0]]), np.array([[0.0], [7.0]])
+    expected = (3 - 3.5) ** 2 + (2 - np.sqrt(24.5)) ** 2
+    assert metrics.frechet_distance(*map(metrics.gaussian, (x, y))) == pytest.approx(expected)
+    few = metrics.gaussian(np.random.default_rng(1).normal(size=(3, 20)))  # of rank 2
+    assert 0 <= metrics.frechet_distance(few, few) < 1e-6
+    moved = few._replace(mean=few.mean + 2)
+    assert metrics.frechet_distance(few, moved) == pytest.approx(80)

@@ -153,7 +153,7 @@ def test_an_image_depends_on_its_key_alone(mixture):
     for prior in (gaussian_mixture(mixture, image_size=8), pattern(MASK, T=T, shape=SHAPE)):
         keys = image_keys(jax.random.key(0), 0, 8)
         assert np.array_equal(draw(prior, 8)[3:5], jax.jit(jax.vmap(prior))(keys[3:5]))
-        assert np.array_equal(prior(keys[3]), draw(prior, 8)[3])
+        assert np.array_equal(jax.jit(prior)(keys[3]), draw(prior, 8)[3])
 
 
 def test_wrong_settings_are_refused(mixture):

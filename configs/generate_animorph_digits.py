@@ -1,0 +1,21 @@
+"""Animorphosis: coloured digits out of white ones, minutes on a laptop's CPU (paper, section 5.3)."""
+
+from ml_collections import ConfigDict
+
+from configs import generate_noise_digits
+
+
+def get_config() -> ConfigDict:
+    config = generate_noise_digits.get_config()
+    config.data.source = "color_digits"
+    config.data.channels = 3
+    config.degradation = ConfigDict(
+        dict(
+            name="animorph",
+            num_steps=50,
+            bank=dict(source="digits", split="train", limit=0, sharded=False),
+            schedule="cosine",
+        )
+    )
+    config.sampler.name = "tacos"
+    return config

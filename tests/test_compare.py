@@ -1,0 +1,76 @@
+"""Folders of images against the data: measures with known answers."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from colddiff import data
+from colddiff.compare import compare, markdown, parse_folders, write
+from colddiff.errors import UserError
+
+
+def write_images(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
+            folder / f"{i:06d}.png"
+        )
+    Image.fromarray(np.zeros((50, 50), np.uint8)).save(folder / "grid.png")  # not one of them
+    return folder
+
+
+@pytest.fixture
+def train(config):
+    return data.load("digits", "train", size=16, channels=1)
+
+
+def test_measures_of_known_sets(config, train, tmp_path):
+    shifted = (train[:600] // 2 + 100).astype(np.uint8)  # all a little brighter, less contrast
+    same = np.repeat(train[:1], 5, axis=0)
+    folders = {
+        "copies": write_images(tmp_path / "a", train),
+        "gray": write_images(tmp_path / "b", shifted),
+        "one": write_images(tmp_path / "c", same),
+    }
+    report = compare(config, folders)
+    rows = {row.title: row for row in report.rows}
+    assert list(rows) == ["data, train split", "data, test split", "copies", "gray", "one"]
+    assert rows["copies"][1:] == rows["data, train split"][1:]
+    assert rows["copies"].frechet_train == pytest.approx(0, abs=1e-6)
+    assert rows["copies"].frechet_test == pytest.approx(rows["data, test split"].frechet_train)
+    assert 0.3 < rows["copies"].frechet_test < 2  # of other digits of the same kind
+    assert rows["gray"].frechet_train > 5 and rows["one"].frechet_train > 5
+    assert [rows[t].num_images for t in ("copies", "gray", "one")] == [1500, 600, 5]
+    assert rows["one"].pairwise == pytest.approx(0, abs=1e-6)
+    first = train[:512].reshape(512, -1) / 255
+    distances = [np.sqrt(np.mean((first[i] - first[i + 1 :]) ** 2, axis=1)) for i in range(511)]
+    assert rows["copies"].pairwise == pytest.approx(np.concatenate(distances).mean(), rel=1e-6)
+
+    assert write(report, tmp_path / "out") == tmp_path / "out"
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["title"] for row in written["rows"]] == list(rows)
+    assert "| one | 5 |" in (tmp_path / "out" / "comparison.md").read_text() == markdown(report)
+    picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png"))
+    assert picture.shape[1] == 4 * 98 + 2  # the data, and three folders
+    assert picture.shape[0] < 6 * 98 + 40  # five images: as many as the smallest has
+    tile = picture[-98:-2, 2 + 98 : 98 + 98, 0]
+    assert np.array_equal(tile, train[4, :, :, 0].repeat(6, axis=0).repeat(6, axis=1))
+
+
+def test_folders_are_named():
+    assert str(parse_folders(["a, b=x/y", "c=d=e"])["c"]) == "d=e"
+    for wrong in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
+        with pytest.raises(UserError, match="must be TITLE=FOLDER, with a title of its own"):
+            parse_folders(wrong)
+    with pytest.raises(UserError, match="needs one or more --folder"):
+        parse_folders([])
+
+
+def test_wrong_folders_are_named(config, train, tmp_path):
+    with pytest.raises(UserError, match="nothing holds 0 generated images; at least 2"):
+        compare(config, {"a": tmp_path / "nothing"})
+    small = write_images(tmp_path / "small", train[:3, :8, :8])
+    with pytest.raises(UserError, match=r"000000.png is of shape \(8, 8, 1\); .* \(16, 16, 1\)"):
+        compare(config, {"a": small})

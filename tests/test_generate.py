@@ -1,0 +1,257 @@
+"""Images from seeds: the same whatever the batch, the devices and the interruptions."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, command, environment, run_main
+from PIL import Image
+
+import colddiff
+from colddiff.errors import UserError
+from colddiff.generate import folder_of, generate, parse_seeds
+
+
+@pytest.fixture(scope="module")
+def run(generator):
+    return colddiff.load(generator)
+
+
+def pngs(folder):
+    return {p.name: np.asarray(Image.open(p)).astype(int) for p in folder.glob("0*.png")}
+
+
+def bytes_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0-3", [0, 1, 2, 3]), ("7", [7]), ("3, 10-11,0", [3, 10, 11, 0]), ("5-5", [5])],
+)
+def test_seeds_of_a_text(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-2", "1,,2", "1-2-3", "1.5"])
+def test_wrong_seeds_are_refused(text):
+    with pytest.raises(UserError, match="must be like 0-9999 or 3,7,20-29; got"):
+        parse_seeds(text)
+    with pytest.raises(UserError, match="names a seed twice"):
+        parse_seeds("1,0-3")
+
+
+def test_an_image_is_its_seeds_alone(run):
+    """In batches of 8, shared by four devices, and of 3 and 1, which are not."""
+    seeds = [5, 0, 9, 2, 4, 1, 77, 2**32 - 1]
+    together = np.asarray(run.generate(run.params, seeds))
+    for some in ([2, 9, 5], [2**32 - 1]):
+        alone = run.generate(run.params, some)
+        places = [seeds.index(seed) for seed in some]
+        np.testing.assert_allclose(alone, together[places], atol=1e-5)
+    flat = together.reshape(8, -1)
+    distances = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + np.eye(8)
+    assert distances.min() > 1e-4  # eight different images
+
+
+def test_generating_is_sampling_from_the_prior(run):
+    """The walk begins at the prior's draw of the seed's key, which is D's key too."""
+    key = jax.random.key(3)
+    x0, iterates = run.generate(run.params, [3], times=[6, 2, 0], iterates_at=[6, 0])
+    assert np.array_equal(iterates[0, 0], jax.jit(run.prior)(key))  # not cut to 8 bits
+    assert np.array_equal(iterates[1], x0)
+    walk = run.sample(run.params, iterates[0], times=[6, 2, 0])
+    np.testing.assert_allclose(walk, x0, atol=1e-5)
+
+
+def test_files_and_pictures(run, tmp_path):
+    seeds = parse_seeds("0-69")
+    generate(run, seeds, tmp_path)
+    expected = {f"{seed:06d}.png" for seed in seeds}
+    assert {p.name for p in tmp_path.iterdir()} == expected | {
+        "grid.png",
+        "process.gif",
+        "settings.json",
+    }
+    with Image.open(tmp_path / "000069.png") as image:
+        assert image.size == (16, 16) and image.mode == "L"
+        truth = np.asarray(run.generate(run.params, [69]))[0, :, :, 0]
+        shown = np.asarray(image) / 127.5 - 1
+        assert np.abs(shown - truth.clip(-1, 1)).max() <= 1 / 127.5  # half a level, and rounding
+    with Image.open(tmp_path / "grid.png") as image:
+        tile = np.asarray(image)[2:66, 2:66, 0]  # 8 × 8 images of 64 pixels, 2 between them
+        assert image.size == (8 * 66 + 2, 8 * 66 + 2)
+        first = np.asarray(Image.open(tmp_path / "000000.png"))
+        assert np.array_equal(tile, first.repeat(4, axis=0).repeat(4, axis=1))
+    with Image.open(tmp_path / "process.gif") as gif:
+        assert gif.n_frames == 7  # T = 6
+        frames = []
+        for t in range(7):
+            gif.seek(t)
+            frames.append(np.asarray(gif.convert("L")).astype(int))
+    assert np.ptp(frames[0][-60:-10, -60:-10]) < 8 < np.ptp(frames[-1][-60:-10, -60:-10])
+
+
+def test_what_is_there_is_kept_and_what_is_missing_is_made(run, tmp_path):
+    generate(run, range(10), tmp_path)
+    before = bytes_of(tmp_path)
+    (tmp_path / "000004.png").unlink()
+    (tmp_path / "000002.png").write_bytes(before["000003.png"])  # to see that it is kept
+    (tmp_path / "000005.unfinished").write_bytes(b"half of a")
+    generate(run, range(10), tmp_path)
+    after = bytes_of(tmp_path)
+    assert after["000004.png"] == before["000004.png"]
+    assert after["000002.png"] == before["000003.png"]
+
+
+def test_images_of_other_settings_are_never_mixed(run, generator, tmp_path):
+    generate(run, [0, 1], tmp_path)
+    other = run.config.copy_and_resolve_references()
+    with other.unlocked():
+        other.sampler.name = "naive"
+        other.prior.noise_std = 0.1
+    changed = colddiff.load(generator, config=other)
+    with pytest.raises(UserError, match="holds images of other settings") as error:
+        generate(changed, [2], tmp_path)
+    assert "'name': 'tacos'" in str(error.value) and "'noise_std': 0.1" in str(error.value)
+    assert "weights" not in str(error.value)
+    earlier = colddiff.load(generator, step=3)
+    with pytest.raises(UserError, match=r"weights: .*'step': 8.* there, .*'step': 3.* here"):
+        generate(earlier, [2], tmp_path)
+    assert not (tmp_path / "000002.png").exists()
+    assert folder_of(run, tmp_path) != folder_of(changed, tmp_path) != folder_of(earlier, tmp_path)
+
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(UserError, match="holds images of unknown settings"):
+        generate(run, [2], tmp_path)
+
+
+def test_images_that_are_not_finite_are_not_written(run, tmp_path):
+    broken = jax.tree.map(lambda p: p * np.nan, run.params)
+    with pytest.raises(UserError, match=r"the images of seeds \[1, 4\] are not finite"):
+        generate(dataclasses.replace(run, params=broken), [1, 4], tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_run_without_a_prior_says_so(trained, tmp_path):
+    run = colddiff.load(trained)
+    assert run.prior is None
+    with pytest.raises(UserError, match=r"prior\.name is 'none'"):
+        run.generate(run.params, [0])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "arguments", "message"),
+    [
+        ([-1], {}, "seeds must be integers in 0..4294967295"),
+        ([2**32], {}, "seeds must be integers"),
+        ([0.5], {}, "seeds must be integers"),
+        ([], {}, "seeds must be integers"),
+        ([0], {"times": [4, 0]}, r"times must begin at T=6; got \[4 0\]"),
+        ([0], {"times": [7, 0]}, "times must begin at T=6 or below"),
+        ([0], {"times": [6, 0], "steps": 2}, "not both"),
+        ([0], {"sampler": "ddim"}, "only a blend with noise or an image"),
+        ([0], {"sampler": "magic"}, "unknown sampler 'magic'; valid: ddim, ddpm, direct"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(run, seeds, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run.generate(run.params, seeds, **arguments)
+
+
+def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
+    """It needs no data afterwards; other settings are fitted when they are asked for."""
+    kept = generator / "prior" / "mixture-1x1-1.npz"
+    assert kept.exists()
+    monkeypatch.setattr("colddiff.data.load", lambda *args, **kwargs: 1 / 0)
+    run = colddiff.load(generator)
+    monkeypatch.undo()
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.prior.size, config.prior.components = 2, 3
+    workdir = shutil.copytree(generator, tmp_path / "copy")
+    other = colddiff.load(workdir, config=config)
+    with np.load(workdir / "prior" / "mixture-2x2-3.npz") as arrays:
+        assert arrays["means"].shape == (3, 2, 2, 1)
+    xT = np.asarray(jax.jit(other.prior)(jax.random.key(0)))
+    assert np.ptp(xT[:8, :8]) < 0.03 < np.ptp(xT)
+
+    (workdir / "prior" / "mixture-1x1-1.npz").write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"mixture-1x1-1.npz cannot be read: .*; delete it"):
+        colddiff.load(workdir)
+
+
+FLAGS = (
+    "--config=configs/generate_blur_digits.py",
+    "--config.degradation.num_steps=6",
+    "--config.model.width=8",
+    "--config.model.multipliers=(1, 2)",
+    "--config.train.num_steps=20",
+    "--config.train.batch_size=8",
+    "--config.train.sample_every=0",
+)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Of a run of the command line on one device."""
+    folder = tmp_path_factory.mktemp("generate")
+    done = run_main(*FLAGS, f"--workdir={folder}", "--mode=train")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_256_seeds_on_one_and_four_devices_in_batches_of_16_and_64(workdir, tmp_path):
+    found = {}
+    for devices, batch_size in ((1, 16), (1, 64), (4, 16), (4, 64)):
+        output = tmp_path / f"{devices}-{batch_size}"
+        flags = (f"--output={output}", f"--config.eval.batch_size={batch_size}", "--seeds=0-255")
+        done = run_main(*FLAGS, f"--workdir={workdir}", "--mode=generate", *flags, devices=devices)
+        assert done.returncode == 0, done.stderr
+        assert f"256 images, grid.png and process.gif: {output}" in done.stdout
+        assert "images/s" in done.stderr
+        found[devices, batch_size] = pngs(output)
+    first = found.pop((1, 16))
+    assert len(first) == 256
+    for others in found.values():
+        assert others.keys() == first.keys()
+        assert max(np.abs(others[name] - first[name]).max() for name in first) <= 1
+
+
+@pytest.mark.slow
+def test_killed_half_way_and_restarted_it_ends_with_the_same_files(workdir, tmp_path):
+    flags = (*FLAGS, f"--workdir={workdir}", "--mode=generate", "--seeds=0-199")
+    flags = (*flags, "--config.eval.batch_size=8")
+    done = run_main(*flags, f"--output={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*flags, f"--output={killed}"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while len(list(killed.glob("0*.png"))) < 60:
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    count = len(list(killed.glob("0*.png")))
+    assert 60 <= count < 200 and not (killed / "grid.png").exists()
+    done = run_main(*flags, f"--output={killed}")
+    assert done.returncode == 0, done.stderr
+    assert f"{count} of 200 images are there already" in done.stderr
+    whole, resumed = bytes_of(tmp_path / "whole"), bytes_of(killed)
+    leftovers = {name for name in resumed if name.endswith(".unfinished")}
+    assert {name: b for name, b in resumed.items() if name not in leftovers} == whole
+    assert json.loads(whole["settings.json"])["prior"]["noise_std"] == 0.002
