@@ -123,8 +123,8 @@ def build(config: ConfigDict) -> Experiment:
     make_prior(experiment, _no_mixture)  # refuses wrong settings
     # At last, for it may take minutes to read a bank of images.
     degrade = _degradation(config.degradation.to_dict(), config.data)
-    if any(s.func in (ddim, ddpm) for s in chosen):
-        blend_weights(degrade)  # refuses others
+    for way in chosen:
+        check_sampler(way, degrade)
     return experiment._replace(degrade=degrade)
 
 
@@ -151,6 +151,16 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
         more = f"; {own} takes {', '.join(takes)}" if takes else ""
         raise UserError(f"config.sampler has {', '.join(sorted(unknown))}{more}")
     return Partial(function, **settings)
+
+
+def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
+    """Refuses a sampler that takes other degradations.
+
+    Raises:
+      UserError: it is `ddim` or `ddpm`, and `degrade` is no blend.
+    """
+    if getattr(sampler, "func", sampler) in (ddim, ddpm):
+        blend_weights(degrade)
 
 
 def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Prior | None:

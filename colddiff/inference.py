@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from colddiff import checkpoint, data
-from colddiff.build import Experiment, build, init_params, make_prior, make_sampler
+from colddiff.build import Experiment, build, check_sampler, init_params, make_prior, make_sampler
 from colddiff.degradations import Degrade, as_partial
 from colddiff.devices import create_mesh, replicate, replicated, split_axis
 from colddiff.errors import UserError, first_line
@@ -172,6 +172,7 @@ class Run:
         """The sampler's result; all devices share the work where they can share it evenly."""
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else sampler
+        check_sampler(function, self.degrade)
         mesh = create_mesh()
         sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
         xT, keys = jax.device_put((xT, keys), sharding)

@@ -1,4 +1,4 @@
-"""Animorphosis: coloured digits out of white ones, minutes on a laptop's CPU (paper, section 5.3)."""
+"""Animorphosis: coloured digits out of white ones, minutes on a CPU (paper, section 5.3)."""
 
 from ml_collections import ConfigDict
 

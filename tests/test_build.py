@@ -54,8 +54,8 @@ def test_no_steps_means_all(config):
         ("train.optimizer", "lion", "unknown train.optimizer 'lion'; valid: adam"),
         ("train.lr_schedule", "step", "unknown train.lr_schedule 'step'; valid: constant, cosine"),
         ("sampler.name", "sde", "unknown sampler 'sde'; valid: ddim, ddpm, direct, naive, tacos"),
-        ("sampler.name", "ddpm", "only a blend with noise or an image has weights"),
-        ("eval.samplers", ("direct", "ddim"), "only a blend with noise or an image has weights"),
+        ("sampler.name", "ddpm", "ddim and ddpm take only blends"),
+        ("eval.samplers", ("direct", "ddim"), "ddim and ddpm take only blends"),
         ("sampler", dict(name="tacos", steps=0, eta=1.0), "config.sampler has eta$"),
         (
             "sampler",

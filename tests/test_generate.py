@@ -157,7 +157,7 @@ def test_a_run_without_a_prior_says_so(trained, tmp_path):
         ([0], {"times": [4, 0]}, r"times must begin at T=6; got \[4 0\]"),
         ([0], {"times": [7, 0]}, "times must begin at T=6 or below"),
         ([0], {"times": [6, 0], "steps": 2}, "not both"),
-        ([0], {"sampler": "ddim"}, "only a blend with noise or an image"),
+        ([0], {"sampler": "ddim"}, "ddim and ddpm take only blends"),
         ([0], {"sampler": "magic"}, "unknown sampler 'magic'; valid: ddim, ddpm, direct"),
     ],
     ids=str,

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import colddiff
 from colddiff.errors import UserError
-from colddiff.samplers import image_keys, tacos, times_between
+from colddiff.samplers import ddim, image_keys, naive, tacos, times_between
 
 
 @pytest.fixture
@@ -34,6 +35,17 @@ def test_a_loaded_run_samples(run, x0):
     two = run.sample(run.params, xT, steps=2)
     expected = tacos(run.restore, run.degrade, run.params, xT, keys, np.array([6, 3, 0]))
     np.testing.assert_allclose(two, expected, atol=1e-5)
+
+
+def test_times_iterates_and_functions_of_ones_own(run, x0):
+    """Part of the way, from an image that is not as degraded as can be."""
+    keys = image_keys(jax.random.key(0), 0, 3)
+    x4 = jax.vmap(run.degrade, (0, None, 0))(x0, 4, keys)
+    found, iterates = run.sample(run.params, x4, sampler=naive, times=[4, 3, 0], iterates_at=[3, 0])
+    arguments = (run.restore, run.degrade, run.params, x4, keys, np.array([4, 3, 0]))
+    expected, marked = naive(*arguments, [3, 0])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(iterates, marked, atol=1e-5)
 
 
 def test_batches_of_any_size_on_any_device(run, x0):
@@ -79,8 +91,15 @@ def test_wrong_arguments_of_sample(run, x0):
         UserError, match=r"xT must be of shape \('B', 16, 16, 1\); got \(16, 16, 1\)"
     ):
         run.sample(run.params, x0[0])
-    with pytest.raises(UserError, match="unknown sampler 'ddim'; valid: direct, naive, tacos"):
-        run.sample(run.params, x0, sampler="ddim")
+    with pytest.raises(UserError, match="unknown sampler 'sde'; valid: ddim, ddpm, direct, naive"):
+        run.sample(run.params, x0, sampler="sde")
+    for sampler in ("ddim", ddim, Partial(ddim, eta=0.5)):
+        with pytest.raises(UserError, match=r"ddim and ddpm take only blends.* use tacos$"):
+            run.sample(run.params, x0, sampler=sampler)
+    with pytest.raises(UserError, match="times must begin at T=6 or below; got"):
+        run.sample(run.params, x0, times=[7, 0])
+    with pytest.raises(UserError, match=r"iterates_at=.* must be some of the times"):
+        run.sample(run.params, x0, iterates_at=[7])
     for steps in (0, 9):
         with pytest.raises(UserError, match=rf"steps={steps} must lie in 1\.\.T=6"):
             run.sample(run.params, x0, steps=steps)

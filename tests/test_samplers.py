@@ -62,7 +62,7 @@ BLENDS_ONLY = ("ddim", "ddpm")
 @pytest.mark.parametrize("times", [range(T, -1, -1), [10, 7, 2, 0], [10, 0]], ids=str)
 def test_a_perfect_restorer_gives_x0(name, degrade, times, x0, keys):
     if name in BLENDS_ONLY and degrade is not NOISE:
-        with pytest.raises(UserError, match="only a blend with noise or an image has weights"):
+        with pytest.raises(UserError, match="ddim and ddpm take only blends"):
             SAMPLERS[name](oracle, degrade, x0, x0, keys, np.array(times))
         return
     xT = jax.vmap(degrade, (0, None, 0))(x0, T, keys)

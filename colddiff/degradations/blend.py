@@ -70,7 +70,10 @@ def blend_weights(degrade: Callable[..., jax.Array]) -> jax.Array:
     """
     _, apply = split(degrade)
     if apply.func is not _blend:
-        raise UserError("only a blend with noise or an image has weights √ᾱ: not this degradation")
+        raise UserError(
+            "ddim and ddpm take only blends, with noise or an image (gaussian_noise, animorph); "
+            "for this degradation use tacos"
+        )
     return apply.args[0]
 
 
