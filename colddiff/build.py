@@ -38,6 +38,7 @@ from colddiff.priors import Mixture, Prior, gaussian_mixture, pattern
 from colddiff.samplers import SAMPLERS, Restore, Sampler, ddim, ddpm, times_between
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_MOST_LEFT = 0.1  # of an image's contrast at T, for the prior 'pattern'
 _RANGES = {  # of the config's numbers, ends included
     "seed": (0, 2**32 - 1),
     "data.image_size": (1, math.inf),
@@ -125,7 +126,10 @@ def build(config: ConfigDict) -> Experiment:
     degrade = _degradation(config.degradation.to_dict(), config.data)
     for way in chosen:
         check_sampler(way, degrade)
-    return experiment._replace(degrade=degrade)
+    experiment = experiment._replace(degrade=degrade)
+    if config.prior.name == "pattern":
+        _check_nothing_is_left(experiment)
+    return experiment
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
@@ -148,8 +152,10 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
     known = inspect.signature(function).parameters.values()
     takes = [p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY]
     if unknown := set(settings) - set(takes):
-        more = f"; {own} takes {', '.join(takes)}" if takes else ""
-        raise UserError(f"config.sampler has {', '.join(sorted(unknown))}{more}")
+        raise UserError(
+            f"config.sampler has {', '.join(sorted(unknown))}; beside name and steps, {own} takes "
+            f"{', '.join(takes) or 'nothing'}"
+        )
     return Partial(function, **settings)
 
 
@@ -293,6 +299,20 @@ def _check_degradation(name: str, degrade: Degrade, data_settings: ConfigDict) -
         raise UserError(f"the degradation {name} makes {found} of one image; expected {expected}")
     if ":" in name and not np.array_equal(degrade(x0, jnp.int32(0), key), x0):
         raise UserError(f"the degradation {name} must leave x0 as it is, to the bit, at t = 0")
+
+
+def _check_nothing_is_left(experiment: Experiment) -> None:
+    """Refuses the prior 'pattern' where D at T still shows the image."""
+    at_T = jax.jit(lambda degrade, x0: degrade(x0, jnp.int32(experiment.T), jax.random.key(0)))
+    shown = [
+        at_T(experiment.degrade, jnp.full(experiment.image_shape, tone)) for tone in (-1.0, 1.0)
+    ]
+    left = float(jnp.max(jnp.abs(shown[1] - shown[0]))) / 2
+    if left > _MOST_LEFT:
+        raise UserError(
+            "config.prior.name='pattern' needs a degradation that leaves nothing of an image at T; "
+            f"{experiment.config.degradation.name} leaves {left:.0%}. Use gaussian_mixture"
+        )
 
 
 def _schedule(name: str, settings: Mapping[str, Any], num_steps: int) -> list[float]:

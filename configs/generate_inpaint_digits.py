@@ -1,4 +1,9 @@
-"""Generation of digits from a colour mask: minutes on a laptop's CPU (paper, section 5.3)."""
+"""Generation of digits from a colour mask: minutes on a laptop's CPU (paper, section 5.3).
+
+    python -m colddiff.main --config configs/generate_inpaint_digits.py --workdir runs/inpaint_digits
+
+trains; the same with --mode=generate makes images of it. No row of the paper: the network and the training of configs/generate_noise_digits.py. FRECHET_inpaint
+"""
 
 from ml_collections import ConfigDict
 
@@ -18,6 +23,6 @@ def get_config() -> ConfigDict:
         )
     )
     config.sampler.name = "tacos"
-    config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))
+    config.prior = ConfigDict(dict(name="pattern", noise_std=0.002))
     config.eval.samplers = ("direct", "naive", "tacos")
     return config

@@ -12,8 +12,9 @@ arguments=("$@")
 folders=()
 
 digits() { # NAME FLAGS...: with the config and the run of that name
+  # An empty array is an unbound one to the bash of macOS.
   python -m colddiff.main --config "configs/generate_$1_digits.py" \
-    --workdir "runs/generate_$1_digits" "${arguments[@]}" "${@:2}"
+    --workdir "runs/generate_$1_digits" ${arguments[@]+"${arguments[@]}"} "${@:2}"
 }
 
 row() { # TITLE NAME FLAGS...: images of a run, generated as the flags say
@@ -26,12 +27,13 @@ for name in noise blur inpaint superres; do
   digits "$name" --mode=train
 done
 row "noise, fixed" noise --config.sampler.name=tacos
-row "noise, DDIM" noise
-row "noise, DDPM" noise --config.sampler.name=ddpm
+row "noise, estimated, DDIM" noise
+row "noise, estimated, DDPM" noise --config.sampler.name=ddpm
 row "blur, perfect symmetry" blur --config.prior.noise_std=0.0
 row "blur, broken symmetry" blur
 row "blur, broken, Alg. 1" blur --config.sampler.name=naive
 row "blur, broken, direct" blur --config.sampler.name=direct
-row "colour mask" inpaint
+row "colour mask, perfect symmetry" inpaint --config.prior.noise_std=0.0
+row "colour mask, broken symmetry" inpaint
 row "2² pixels" superres
 digits noise --workdir runs/hot_and_cold --mode=compare "${folders[@]}"

@@ -56,14 +56,19 @@ def test_no_steps_means_all(config):
         ("sampler.name", "sde", "unknown sampler 'sde'; valid: ddim, ddpm, direct, naive, tacos"),
         ("sampler.name", "ddpm", "ddim and ddpm take only blends"),
         ("eval.samplers", ("direct", "ddim"), "ddim and ddpm take only blends"),
-        ("sampler", dict(name="tacos", steps=0, eta=1.0), "config.sampler has eta$"),
+        ("sampler", dict(name="tacos", steps=0, eta=1.0), "eta; beside .* tacos takes nothing"),
         (
             "sampler",
             dict(name="ddim", steps=0, etha=1.0),
-            "config.sampler has etha; ddim takes eta",
+            "config.sampler has etha; beside name and steps, ddim takes eta",
         ),
         ("prior", dict(name="gmm"), "unknown prior 'gmm'; valid: gaussian_mixture, none, pattern"),
         ("prior", dict(name="pattern", noise_std=-1.0), "noise_std=-1.0 of a prior must be finite"),
+        (
+            "prior",
+            dict(name="pattern", noise_std=0.0),
+            "'pattern' needs a degradation that leaves nothing .* gaussian_blur leaves 100%",
+        ),
         ("prior", dict(name="pattern"), "config.prior: missing a required argument: 'noise_std'"),
         (
             "prior",
