@@ -22,7 +22,7 @@ from colddiff.devices import create_mesh, replicate, to_mesh
 from colddiff.images import from_uint8, grid, save_png, to_unit
 from colddiff.inference import run_sampler
 from colddiff.progress import Meter
-from colddiff.samplers import direct, image_keys, times_between
+from colddiff.samplers import direct, image_keys, marks_of, times_between
 
 _TITLES = {
     "degraded": "Degraded (xT)",
@@ -144,14 +144,15 @@ def _keep_degraded(restore, degrade, params, xT, keys, times):
 
 def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarray:
     """x0, xT, direct and iterates of the config's sampler for uint8 `images`; uint8 `[., ., 3]`."""
+    sampler = make_sampler(experiment.config)
     times = times_between(experiment.T, experiment.steps)
-    marks = times[np.unique(np.round(np.linspace(0, len(times) - 1, 6)).astype(int))]
+    marks = marks_of(sampler, times, 6)
     x0, keys = _images_and_keys(experiment, images)
     xT = jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
     xT = experiment.network_input(xT)
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
     restored = run_sampler(direct, *common)
-    _, iterates = run_sampler(make_sampler(experiment.config), *common, marks)
+    _, iterates = run_sampler(sampler, *common, marks)
     columns = [x0, xT, restored, *iterates[1:]]
     name = experiment.config.sampler.name
     titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"{name} t={t}" for t in marks[1:])]

@@ -22,14 +22,15 @@ from absl import logging
 from PIL import Image
 
 from colddiff import checkpoint
+from colddiff.build import make_sampler
 from colddiff.devices import create_mesh
 from colddiff.errors import UserError
 from colddiff.images import mosaic, save_gif, save_png, to_uint8
 from colddiff.inference import Run
 from colddiff.progress import Meter
-from colddiff.samplers import times_between
+from colddiff.samplers import marks_of, times_between
 
-_IN_GRID, _IN_GIF, _FRAMES = 64, 16, 40
+_IN_GRID, _IN_GIF, _FRAMES = 64, 16, 50
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -109,7 +110,7 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
     shape = run.experiment.image_shape
     save_png(folder / "grid.png", mosaic(np.stack(images).reshape(-1, *shape)))
     times = times_between(run.T, run.experiment.steps)
-    marks = times[np.unique(np.linspace(0, len(times) - 1, _FRAMES).round().astype(int))]
+    marks = marks_of(make_sampler(run.config), times, _FRAMES)
     _, iterates = run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)
     frames = [
         mosaic(x, caption=f"t = {t}") for x, t in zip(np.asarray(iterates), marks, strict=True)

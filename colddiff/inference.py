@@ -30,6 +30,7 @@ from colddiff.samplers import (
     Times,
     check_times,
     image_keys,
+    marks_of,
     times_between,
 )
 
@@ -173,6 +174,13 @@ class Run:
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else sampler
         check_sampler(function, self.degrade)
+        if (
+            iterates_at is not None
+            and not np.isin(iterates_at, marks_of(function, times, len(times))).all()
+        ):
+            raise UserError(
+                f"iterates_at={iterates_at}: direct has iterates only at its first and last time"
+            )
         mesh = create_mesh()
         sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
         xT, keys = jax.device_put((xT, keys), sharding)

@@ -174,6 +174,13 @@ def times_between(T: int, steps: int) -> np.ndarray:
     return np.round(np.linspace(T, 0, steps + 1)).astype(np.int32)
 
 
+def marks_of(sampler: Sampler, times: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the times, evenly spread, for `iterates_at`; `direct` has but its ends."""
+    if getattr(sampler, "func", sampler) is direct:
+        times = times[[0, -1]]
+    return times[np.unique(np.linspace(0, len(times) - 1, count).round().astype(int))]
+
+
 def check_times(times: Times, iterates_at: Times | None = None) -> None:
     """Refuses times that do not decrease to 0, or iterates wanted at other times.
 

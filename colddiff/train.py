@@ -24,8 +24,9 @@ from colddiff.build import Experiment, build
 from colddiff.degradations import Degrade
 from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
 from colddiff.errors import UserError
-from colddiff.images import from_uint8, save_png
-from colddiff.inference import load_prior
+from colddiff.images import from_uint8, mosaic, save_png
+from colddiff.inference import Run, load_prior
+from colddiff.priors import Prior
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import TrainState, init_state, update_ema
@@ -123,7 +124,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
         return
-    load_prior(experiment, workdir)  # fits it, so that the run has it wherever it is taken
+    prior = load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = _load_train_images(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     with checkpoint.open_manager(workdir, keep=config.train.checkpoints_kept) as manager:
@@ -142,11 +143,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
             rows=rows,
             threads=config.data.threads,
         )
-        _loop(experiment, mesh, state, batches, pictured, manager, workdir)
+        _loop(experiment, prior, mesh, state, batches, pictured, manager, workdir)
 
 
 def _loop(
     experiment: Experiment,
+    prior: Prior | None,
     mesh: jax.sharding.Mesh,
     state: TrainState,
     batches: Iterable[np.ndarray],
@@ -175,12 +177,22 @@ def _loop(
                 _log(writer, meter, step, metrics)
                 metrics = []
             if settings.sample_every and (step % settings.sample_every == 0 or last):
-                picture = evaluate.picture(experiment, state.ema_params, pictured)
-                save_png(workdir / "samples" / f"{step:07d}.png", picture)
-                writer.add_image("samples", picture, step, dataformats="HWC")
+                run = Run(experiment, state.ema_params, step, prior)
+                for name, picture in _pictures(run, pictured).items():
+                    save_png(workdir / name / f"{step:07d}.png", picture)
+                    writer.add_image(name, picture, step, dataformats="HWC")
             if saves:
                 writer.flush()
                 checkpoint.save(manager, state, experiment.config)
+
+
+def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Of restored `images`, and, if there is a prior, of as many generated ones, squared."""
+    pictures = {"samples": evaluate.picture(run.experiment, run.params, images)}
+    if run.prior is not None:
+        x0 = run.generate(run.params, range(len(images) ** 2))
+        pictures["generated"] = mosaic(np.asarray(x0))
+    return pictures
 
 
 def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics]) -> None:
