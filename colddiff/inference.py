@@ -174,13 +174,12 @@ class Run:
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else sampler
         check_sampler(function, self.degrade)
-        if (
-            iterates_at is not None
-            and not np.isin(iterates_at, marks_of(function, times, len(times))).all()
-        ):
-            raise UserError(
-                f"iterates_at={iterates_at}: direct has iterates only at its first and last time"
-            )
+        if iterates_at is not None:
+            has = marks_of(function, times, len(times))
+            if not np.isin(iterates_at, has).all():
+                raise UserError(
+                    f"iterates_at={iterates_at}: this sampler has iterates at {has} only"
+                )
         mesh = create_mesh()
         sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
         xT, keys = jax.device_put((xT, keys), sharding)

@@ -1,9 +1,11 @@
 """Animorphosis: coloured digits out of white ones, minutes on a CPU (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_animorph_digits.py --workdir runs/animorph_digits
+    python -m colddiff.main --config configs/generate_animorph_digits.py --workdir runs/animorph
 
-trains; the same with --mode=generate makes images of it. No row of the paper: the network and the training of configs/generate_noise_digits.py.
-FRECHET_animorph
+trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+configs/generate_noise_digits.py.
+
+RESULT_animorph
 """
 
 from ml_collections import ConfigDict

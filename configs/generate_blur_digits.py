@@ -1,8 +1,11 @@
-"""Generation of digits from blur: minutes on a laptop's CPU (paper, section 5.2).
+"""Generation of digits from blur, minutes on a CPU (paper, section 5.2).
 
-    python -m colddiff.main --config configs/generate_blur_digits.py --workdir runs/blur_digits
+    python -m colddiff.main --config configs/generate_blur_digits.py --workdir runs/blur
 
-trains; the same with --mode=generate makes images of it. No row of the paper: the network and the training of configs/generate_noise_digits.py. FRECHET_blur
+trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+configs/generate_noise_digits.py.
+
+RESULT_blur
 """
 
 from ml_collections import ConfigDict

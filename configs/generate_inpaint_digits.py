@@ -1,8 +1,11 @@
-"""Generation of digits from a colour mask: minutes on a laptop's CPU (paper, section 5.3).
+"""Generation of digits from a colour mask, minutes on a CPU (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_inpaint_digits.py --workdir runs/inpaint_digits
+    python -m colddiff.main --config configs/generate_inpaint_digits.py --workdir runs/inpaint
 
-trains; the same with --mode=generate makes images of it. No row of the paper: the network and the training of configs/generate_noise_digits.py. FRECHET_inpaint
+trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+configs/generate_noise_digits.py.
+
+RESULT_inpaint
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,11 @@
-"""Hot generation of digits from Gaussian noise: minutes on a laptop's CPU (paper, section 5.1).
+"""Hot generation of digits from Gaussian noise, minutes on a CPU (paper, section 5.1).
 
-    python -m colddiff.main --config configs/generate_noise_digits.py --workdir runs/noise_digits
+    python -m colddiff.main --config configs/generate_noise_digits.py --workdir runs/noise
 
-trains; the same with --mode=generate makes images of it. No row of the paper: the network of configs/blur_digits.py on images of 16², each moved by up to a
-pixel. TIMES on two CPU cores. FRECHET_noise
+trains; with --mode=generate it then makes images. No row of the paper: the network of
+configs/blur_digits.py, on images of 16² that are moved by up to a pixel. Cost: TIMES.
+
+RESULT_noise
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,11 @@
-"""Generation of digits from 2² pixels: minutes on a laptop's CPU (paper, section 5.3).
+"""Generation of digits from 2² pixels, minutes on a CPU (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_superres_digits.py --workdir runs/superres_digits
+    python -m colddiff.main --config configs/generate_superres_digits.py --workdir runs/superres
 
-trains; the same with --mode=generate makes images of it. No row of the paper: the network and the training of configs/generate_noise_digits.py. FRECHET_superres
+trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+configs/generate_noise_digits.py.
+
+RESULT_superres
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,7 @@ from PIL import Image
 import colddiff
 from colddiff.errors import UserError
 from colddiff.generate import folder_of, generate, parse_seeds
+from colddiff.images import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,25 @@ def test_files_and_pictures(run, tmp_path):
             gif.seek(t)
             frames.append(np.asarray(gif.convert("L")).astype(int))
     assert np.ptp(frames[0][-60:-10, -60:-10]) < 8 < np.ptp(frames[-1][-60:-10, -60:-10])
+
+
+@pytest.mark.parametrize("sampler", ["direct", "naive"])
+def test_pictures_of_every_sampler(run, generator, tmp_path, sampler):
+    config = run.config.copy_and_resolve_references()
+    config.sampler.name = sampler
+    generate(colddiff.load(generator, config=config), [0, 1], tmp_path)
+    with Image.open(tmp_path / "process.gif") as gif:
+        assert gif.n_frames == {"direct": 2, "naive": 7}[sampler]
+
+
+def test_training_shows_what_it_generates(run, generator):
+    """As many squared as there are test images in the other picture."""
+    with Image.open(generator / "generated" / "0000008.png") as image:
+        found = np.asarray(image)[2::66, :][:, 2::66][:3, :3, 0].astype(int)
+        assert image.size == (3 * 66 + 2, 3 * 66 + 2)
+    expected = to_uint8(run.generate(run.params, range(9)))[:, 0, 0, 0].reshape(3, 3)
+    assert np.abs(found - expected).max() <= 1
+    assert (generator / "samples" / "0000008.png").exists()
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_made(run, tmp_path):

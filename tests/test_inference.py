@@ -100,6 +100,8 @@ def test_wrong_arguments_of_sample(run, x0):
         run.sample(run.params, x0, times=[7, 0])
     with pytest.raises(UserError, match=r"iterates_at=.* must be some of the times"):
         run.sample(run.params, x0, iterates_at=[7])
+    with pytest.raises(UserError, match=r"this sampler has iterates at \[6 0\] only"):
+        run.sample(run.params, x0, sampler="direct", iterates_at=[3])
     for steps in (0, 9):
         with pytest.raises(UserError, match=rf"steps={steps} must lie in 1\.\.T=6"):
             run.sample(run.params, x0, steps=steps)
