@@ -148,13 +148,13 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    """`[N, H W C]` on [0, 1]."""
-    return images.reshape(len(images), -1) / 255
+    """float32 `[N, H W C]` on [0, 1]."""
+    return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
 
 
 def _pairwise(images: np.ndarray) -> float:
     """Mean RMSE between two different images."""
-    x = _flat(images)
+    x = _flat(images).astype(np.float64)
     squares = np.sum(x**2, axis=1)
     squared = squares[:, None] + squares[None, :] - 2 * x @ x.T
     pairs = np.triu_indices(len(x), 1)

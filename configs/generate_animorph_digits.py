@@ -2,7 +2,7 @@
 
     python -m colddiff.main --config configs/generate_animorph_digits.py --workdir runs/animorph
 
-trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+trains; with --mode=generate it then makes images. No row of the paper: the network and training of
 configs/generate_noise_digits.py.
 
 RESULT_animorph
@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
             schedule="cosine",
         )
     )
-    config.sampler.name = "tacos"
+    config.sampler.name = "ddim"
     return config

@@ -2,7 +2,7 @@
 
     python -m colddiff.main --config configs/generate_blur_digits.py --workdir runs/blur
 
-trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+trains; with --mode=generate it then makes images. No row of the paper: the network and training of
 configs/generate_noise_digits.py.
 
 RESULT_blur

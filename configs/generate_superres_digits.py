@@ -2,7 +2,7 @@
 
     python -m colddiff.main --config configs/generate_superres_digits.py --workdir runs/superres
 
-trains; with --mode=generate it then makes images. No row of the paper: the network and the training of
+trains; with --mode=generate it then makes images. No row of the paper: the network and training of
 configs/generate_noise_digits.py.
 
 RESULT_superres
