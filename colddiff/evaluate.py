@@ -151,7 +151,7 @@ def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarr
     xT = jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
     xT = experiment.network_input(xT)
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
-    restored = run_sampler(direct, *common)
+    restored = run_sampler(Partial(direct), *common)
     _, iterates = run_sampler(sampler, *common, marks)
     columns = [x0, xT, restored, *iterates[1:]]
     name = experiment.config.sampler.name

@@ -172,7 +172,7 @@ class Run:
     ) -> Result:
         """The sampler's result; all devices share the work where they can share it evenly."""
         named = sampler is None or isinstance(sampler, str)
-        function = make_sampler(self.config, sampler) if named else sampler
+        function = make_sampler(self.config, sampler) if named else as_partial(sampler)
         check_sampler(function, self.degrade)
         if iterates_at is not None:
             has = marks_of(function, times, len(times))
@@ -195,23 +195,10 @@ def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 # The loop compiles once for each sampler, number of images and number of steps.
-def run_sampler(
-    sampler: Sampler,
-    restore: Restore,
-    degrade: Degrade,
-    params: Any,
-    xT: jax.Array,
-    keys: jax.Array,
-    times: np.ndarray,
-    iterates_at: np.ndarray | None = None,
-) -> Result:
-    """`sampler(restore, ...)`, jitted; for arguments and result see `colddiff.samplers`."""
-    return _run(as_partial(sampler), restore, degrade, params, xT, keys, times, iterates_at)
-
-
 @functools.partial(jax.jit, static_argnums=1)
-def _run(sampler, restore, *arguments):
-    return sampler(restore, *arguments)
+def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=None):
+    """`sampler(restore, ...)`, jitted, of a sampler that is a Partial; see `colddiff.samplers`."""
+    return sampler(restore, degrade, params, xT, keys, times, iterates_at)
 
 
 def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | None = None) -> Run:

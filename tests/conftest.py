@@ -83,7 +83,6 @@ def tiny_generator_config() -> ConfigDict:
     config.degradation.padding = "circular"
     config.degradation.mean_at_end = True
     config.prior = ConfigDict(dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002))
-    config.train.sample_every = 8
     return config
 
 

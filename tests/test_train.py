@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config
+from conftest import tiny_config, tiny_generator_config
 from ml_collections import ConfigDict
 from PIL import Image
 from tensorboard_events import read_events
@@ -18,6 +18,7 @@ from colddiff import checkpoint, inference
 from colddiff.build import build
 from colddiff.devices import create_mesh
 from colddiff.errors import UserError
+from colddiff.images import to_uint8
 from colddiff.samplers import image_keys
 from colddiff.state import init_state
 from colddiff.train import make_example, make_train_step, train
@@ -259,16 +260,23 @@ def test_train_step_and_sampler_compile_once(trained, tmp_path, caplog):
 
 
 def test_what_training_leaves_to_look_at(tmp_path):
-    config = tiny_config()
+    config = tiny_generator_config()
     config.train.sample_every = 4
     train(config, tmp_path)
     events = read_events(tmp_path / "tensorboard")
     for tag in ("train/loss", "train/grad_norm", "train/param_norm"):
         assert {s for s, t in events if t == tag} == {2, 3, 4, 6, 8}  # 3: a checkpoint
-    assert {s for s, tag in events if tag == "samples"} == {4, 8}
-    pictures = sorted((tmp_path / "samples").iterdir())
-    assert [p.name for p in pictures] == ["0000004.png", "0000008.png"]
-    assert np.asarray(Image.open(pictures[0])).std() > 10
+    for name in ("samples", "generated"):
+        assert {s for s, tag in events if tag == name} == {4, 8}
+        pictures = sorted((tmp_path / name).iterdir())
+        assert [p.name for p in pictures] == ["0000004.png", "0000008.png"]
+        assert np.asarray(Image.open(pictures[0])).std() > 10
+    run = inference.load(tmp_path)
+    x0 = to_uint8(run.generate(run.params, range(9)))  # as many, squared, as of restored images
+    shown = np.asarray(Image.open(pictures[1]))
+    assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3)
+    corners = shown[2::66, 2::66, 0][:3, :3].astype(int)
+    assert np.abs(corners - x0[:, 0, 0, 0].reshape(3, 3)).max() <= 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
