@@ -170,3 +170,23 @@ def test_wrong_settings_are_refused(mixture):
         fit_mixture(BANK, size=1, components=0)
     with pytest.raises(UserError, match="a mixture of 6 needs 6 images; there are 5"):
         fit_mixture(BANK, size=1, components=6)
+
+
+def test_the_noise_is_independent_of_what_it_is_added_to(mixture):
+    """A key used twice would show as a correlation."""
+    z = draw(pattern(gaussian_noise(num_steps=T), T=T, shape=SHAPE), 500)
+    noise = draw(pattern(gaussian_noise(num_steps=T), T=T, shape=SHAPE, noise_std=1.0), 500) - z
+    assert abs(np.corrcoef(z.ravel(), noise.ravel())[0, 1]) < 0.02
+    values = draw(gaussian_mixture(mixture, image_size=2), 4000).reshape(4000, -1)
+    rough = draw(gaussian_mixture(mixture, image_size=2, noise_std=1.0), 4000).reshape(4000, -1)
+    second = values.mean(axis=1) > 0
+    residual = np.linalg.solve(mixture.factors[1], (values[second] - mixture.means[1].ravel()).T)
+    noise = (rough - values)[second].T
+    assert np.abs(np.corrcoef(residual, noise)[:12, 12:]).max() < 0.1
+
+
+def test_the_seed_decides_where_em_begins():
+    images = np.random.default_rng(4).integers(0, 256, (60, *SHAPE), np.uint8)
+    first, same, other = (fit_mixture(images, size=1, components=4, seed=s) for s in (0, 0, 1))
+    assert all(np.array_equal(x, y) for x, y in zip(first, same, strict=True))
+    assert not np.array_equal(first.means, other.means)
