@@ -80,6 +80,7 @@ def config() -> ConfigDict:
 def tiny_generator_config() -> ConfigDict:
     """The tiny config, generating from one gray level."""
     config = tiny_config()
+    config.data.eight_bit = True
     config.degradation.padding = "circular"
     config.degradation.mean_at_end = True
     config.prior = ConfigDict(dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002))

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.decomposition import PCA
 
-from colddiff import data
+from colddiff import data, metrics
 from colddiff.compare import compare, markdown, parse_folders, write
 from colddiff.errors import UserError
 
@@ -41,6 +42,13 @@ def test_measures_of_known_sets(config, train, tmp_path):
     assert rows["copies"].frechet_train == pytest.approx(0, abs=1e-6)
     assert rows["copies"].frechet_test == pytest.approx(rows["data, test split"].frechet_train)
     assert 0.3 < rows["copies"].frechet_test < 2  # of other digits of the same kind
+    test = data.load("digits", "test", size=16, channels=1)
+    pca = PCA(32).fit(train.reshape(1500, -1) / 255)
+    features = [
+        metrics.gaussian(pca.transform(x.reshape(len(x), -1) / 255)) for x in (test, shifted)
+    ]
+    expected = metrics.frechet_distance(*features)
+    assert rows["gray"].frechet_test == pytest.approx(expected, rel=1e-3)
     assert rows["gray"].frechet_train > 5 and rows["one"].frechet_train > 5
     assert [rows[t].num_images for t in ("copies", "gray", "one")] == [1500, 600, 5]
     assert rows["one"].pairwise == pytest.approx(0, abs=1e-6)
@@ -51,12 +59,30 @@ def test_measures_of_known_sets(config, train, tmp_path):
     assert write(report, tmp_path / "out") == tmp_path / "out"
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["title"] for row in written["rows"]] == list(rows)
-    assert "| one | 5 |" in (tmp_path / "out" / "comparison.md").read_text() == markdown(report)
+    assert (tmp_path / "out" / "comparison.md").read_text() == markdown(report)
+    gray = rows["gray"]
+    line = (
+        f"| gray | 600 | {gray.frechet_train:.2f} | {gray.frechet_test:.2f} | {gray.pairwise:.3f} |"
+    )
+    assert line in markdown(report).splitlines()
+    assert f"{gray.frechet_train:.2f}" != f"{gray.frechet_test:.2f}"
     picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png"))
     assert picture.shape[1] == 4 * 98 + 2  # the data, and three folders
     assert picture.shape[0] < 6 * 98 + 40  # five images: as many as the smallest has
     tile = picture[-98:-2, 2 + 98 : 98 + 98, 0]
     assert np.array_equal(tile, train[4, :, :, 0].repeat(6, axis=0).repeat(6, axis=1))
+    tile = picture[-98:-2, 2:98, 0]
+    assert np.array_equal(tile, test[4, :, :, 0].repeat(6, axis=0).repeat(6, axis=1))
+
+
+def test_images_are_in_the_order_of_their_seeds(config, train, tmp_path):
+    """The same seeds stand side by side, whatever their number of digits."""
+    folder = write_images(tmp_path / "a", train[:2])
+    (folder / "000000.png").rename(folder / "1000000.png")
+    (folder / "000001.png").rename(folder / "999999.png")
+    picture = compare(config, {"a": folder}).picture
+    tile = picture[-98:-2, 100:196, 0]
+    assert np.array_equal(tile, train[0, :, :, 0].repeat(6, axis=0).repeat(6, axis=1))
 
 
 def test_folders_are_named():

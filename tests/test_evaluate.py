@@ -130,6 +130,22 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
     assert cut == pytest.approx(np.sqrt(np.mean(((xT - x0) / 2) ** 2)), rel=1e-4)
 
 
+@pytest.mark.parametrize(("name", "columns"), [("naive", 8), ("direct", 4)])
+def test_the_picture_ends_with_the_config_s_sampler(name, columns):
+    config = tiny_config()
+    config.sampler.name = name
+    experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)
+    images = evaluate.load_test_images(config, 2)
+    picture = evaluate.picture(experiment, None, images)
+    assert picture.shape[1] == columns * 98 + 2  # x0, xT, direct, and iterates: six times, or two
+    run = Run(experiment, None, 0)
+    keys = jax.random.split(jax.random.key(0), 2)  # blur draws nothing
+    xT = jax.vmap(experiment.degrade, (0, None, 0))(from_uint8(images), 6, keys)
+    expected = to_uint8(run.sample(None, xT))[-1, :, :, 0].repeat(6, axis=0).repeat(6, axis=1)
+    found = picture[-98:-2, -98:-2, 0].astype(int)
+    assert np.abs(found - expected).max() <= 1
+
+
 def test_the_gallery_shows_growing_severities():
     """Five columns, or as many as T has; each is D(x0, t) of the keys that scores use."""
     config = tiny_config()

@@ -17,11 +17,13 @@ from jax.tree_util import Partial
 from PIL import Image
 
 import colddiff
+from colddiff import data
 from colddiff.degradations import gaussian_noise
 from colddiff.errors import UserError
 from colddiff.generate import folder_of, generate, parse_seeds
 from colddiff.inference import _draw, run_sampler
-from colddiff.samplers import ddim
+from colddiff.priors import pattern
+from colddiff.samplers import ddim, tacos
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +69,27 @@ def test_an_image_is_its_seeds_alone(run):
 
 
 def test_generating_is_sampling_from_the_prior(run):
-    """The walk begins at the prior's draw of the seed's key, which is D's key too."""
-    key = jax.random.key(3)
-    x0, iterates = run.generate(run.params, [3], times=[6, 2, 0], iterates_at=[6, 0])
-    assert np.array_equal(iterates[0, 0], jax.jit(run.prior)(key))  # not cut to 8 bits
-    assert np.array_equal(iterates[1], x0)
-    walk = run.sample(run.params, iterates[0], times=[6, 2, 0])
-    np.testing.assert_allclose(walk, x0, atol=1e-5)
+    """The walk begins at the prior's draw of the seed's key, not cut to 8 bits; D has that key."""
+    noise = gaussian_noise(num_steps=6)
+    hot = dataclasses.replace(
+        run,
+        experiment=run.experiment._replace(degrade=noise),
+        prior=pattern(noise, T=6, shape=(16, 16, 1)),
+    )
+    keys = jax.vmap(jax.random.key)(jnp.array([3, 8]))
+    for some, degrade in ((run, run.degrade), (hot, noise)):
+        x0, iterates = some.generate(some.params, [3, 8], times=[6, 2, 0], iterates_at=[6, 0])
+        xT = jax.jit(jax.vmap(some.prior))(keys)
+        assert np.array_equal(iterates[0], xT)
+        expected = tacos(some.restore, degrade, some.params, xT, keys, np.array([6, 2, 0]))
+        np.testing.assert_allclose(x0, expected, atol=1e-5)
+        assert np.array_equal(iterates[1], x0)
 
 
 def test_one_compilation_for_all_seeds_and_for_all_eta(run):
     count = lambda: (run_sampler._cache_size(), _draw._cache_size())  # noqa: E731
     before = count()
-    for seeds in ([0, 1], range(7, 9), np.array([5, 2**32 - 1])):
+    for seeds in (range(6), range(7, 13), np.array([5, 4, 3, 2, 1, 2**32 - 1])):
         run.generate(run.params, seeds, steps=2)
     assert np.subtract(count(), before).tolist() == [1, 1]
 
@@ -120,6 +130,29 @@ def test_files_and_pictures(run, tmp_path):
     assert np.ptp(frames[0][-60:-10, -60:-10]) < 8 < np.ptp(frames[-1][-60:-10, -60:-10])
 
 
+def test_pictures_are_of_the_first_seeds(run, tmp_path):
+    generate(run, [30, 7, 12], tmp_path)
+    first = np.asarray(Image.open(tmp_path / "000030.png")).repeat(4, axis=0).repeat(4, axis=1)
+    with Image.open(tmp_path / "grid.png") as image:
+        assert np.array_equal(np.asarray(image)[2:66, 2:66, 0], first)
+    with Image.open(tmp_path / "process.gif") as gif:
+        gif.seek(gif.n_frames - 1)
+        last = np.asarray(gif.convert("L")).astype(int)
+    header = last.shape[0] - 2 * 66
+    assert np.abs(last[header : header + 64, 2:66] - first).max() <= 2  # of a palette
+
+
+def test_a_file_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    def save(self, file, **options):
+        file.write_bytes(b"half of an image")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="no space left"):
+        generate(run, [0], tmp_path)
+    assert not (tmp_path / "000000.png").exists()
+
+
 @pytest.mark.parametrize("sampler", ["direct", "naive"])
 def test_pictures_of_every_sampler(run, generator, tmp_path, sampler):
     config = run.config.copy_and_resolve_references()
@@ -155,6 +188,9 @@ def test_images_of_other_settings_are_never_mixed(run, generator, tmp_path):
     earlier = colddiff.load(generator, step=3)
     with pytest.raises(UserError, match=r"weights: .*'step': 8.* there, .*'step': 3.* here"):
         generate(earlier, [2], tmp_path)
+    brighter = dataclasses.replace(run, params=jax.tree.map(lambda p: p * 1.1, run.params))
+    with pytest.raises(UserError, match=r"weights: .*'step': 8.* there, .*'step': 8.* here"):
+        generate(brighter, [2], tmp_path)
     assert not (tmp_path / "000002.png").exists()
     assert folder_of(run, tmp_path) != folder_of(changed, tmp_path) != folder_of(earlier, tmp_path)
 
@@ -200,7 +236,12 @@ def test_wrong_arguments(run, seeds, arguments, message):
 def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
     """It needs no data afterwards; other settings are fitted when they are asked for."""
     kept = generator / "prior" / "mixture-1x1-1.npz"
-    assert kept.exists()
+    train = data.load("digits", "train", size=16, channels=1)
+    with np.load(kept) as arrays:
+        assert arrays["means"].item() == pytest.approx(train.mean() / 127.5 - 1, abs=1e-6)
+        assert arrays["factors"].item() == pytest.approx(
+            np.std(train.mean(axis=(1, 2)) / 127.5), rel=1e-3
+        )
     monkeypatch.setattr("colddiff.data.load", lambda *args, **kwargs: 1 / 0)
     run = colddiff.load(generator)
     monkeypatch.undo()
