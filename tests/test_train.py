@@ -218,7 +218,8 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
 
     places = [{"name": f"{tmp_path}/{folder}/mine.py:f"} for folder in ("here", "there")]
     moved(*places, checkpoint.SAME_MODEL)
-    moved({}, {"bank": bank | {"source": "color_digits", "limit": 6}}, checkpoint.SAME_MODEL)
+    other_images = {"source": "color_digits", "split": "train", "limit": 6}
+    moved({}, {"bank": bank | other_images}, checkpoint.SAME_MODEL)
     moved({}, {"bank": bank | {"sharded": True}}, checkpoint.SAME_RUN)
     for new in (places[1], {"bank": bank | {"source": "color_digits"}}):
         with pytest.raises(UserError, match="holds a run of another config"):
