@@ -6,8 +6,8 @@ trains; with --mode=generate it then makes images. No row of the paper: the netw
 configs/generate_noise_digits.py.
 
 Result, 256 images: Fréchet distance to the test split on 32 principal components 17.2, with tacos
-22.3; the train split's is 1.3. Most images have one hue, not all are digits: nothing in a white digit
-tells which coloured one it hides.
+22.3; the train split's is 1.3. Most images have one hue, not all are digits: nothing in a white
+digit tells which coloured one it hides.
 """
 
 from ml_collections import ConfigDict

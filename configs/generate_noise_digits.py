@@ -4,7 +4,7 @@
 
 trains; with --mode=generate it then makes images. No row of the paper: the network of
 configs/blur_digits.py, on images of 16² that are moved by up to a pixel. Cost: 1,200 steps of 64
-images take 6 minutes on two CPU cores, 512 images a quarter of a minute.
+images take 6 minutes on two CPU cores, 512 generated ones half a minute.
 
 Result of launch/hot_and_cold.sh, 512 images: Fréchet distance to the test split on 32 principal
 components 1.6 (ddim), 1.9 (ddpm), 2.4 (tacos, fixed noise); the train split's is 0.8.
