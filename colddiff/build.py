@@ -9,6 +9,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,11 +35,12 @@ from colddiff.devices import create_mesh, split_rows
 from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.images import truncate_to_8_bit
 from colddiff.networks import NETWORKS
-from colddiff.priors import Mixture, Prior, gaussian_mixture, pattern
+from colddiff.priors import Mixture, Prior, block_means, check_size, gaussian_mixture, pattern
 from colddiff.samplers import SAMPLERS, Restore, Sampler, ddim, ddpm, times_between
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _MOST_LEFT = 0.1  # of an image's contrast at T, for the prior 'pattern'
+_FARTHEST = 0.1  # may D(x0, T) lie from x0's block means, for a mixture of these
 _RANGES = {  # of the config's numbers, ends included
     "seed": (0, 2**32 - 1),
     "data.image_size": (1, math.inf),
@@ -129,6 +131,8 @@ def build(config: ConfigDict) -> Experiment:
     experiment = experiment._replace(degrade=degrade)
     if config.prior.name == "pattern":
         _check_nothing_is_left(experiment)
+    if config.prior.name == "gaussian_mixture":
+        _warn_of_other_ends(experiment)
     return experiment
 
 
@@ -160,13 +164,16 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
 
 
 def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
-    """Refuses a sampler that takes other degradations.
+    """Refuses a sampler that takes other degradations, or cannot work.
 
     Raises:
-      UserError: it is `ddim` or `ddpm`, and `degrade` is no blend.
+      UserError: it is `ddim` or `ddpm`, and `degrade` is no blend; or its η is not in 0..1.
     """
     if getattr(sampler, "func", sampler) in (ddim, ddpm):
         blend_weights(degrade)
+        eta = getattr(sampler, "keywords", {}).get("eta", 0.0)
+        if not (isinstance(eta, Real | jax.Array) and 0 <= eta <= 1):
+            raise UserError(f"eta={eta!r} of ddim must be a number in 0..1")
 
 
 def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Prior | None:
@@ -184,8 +191,11 @@ def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Pr
         return pattern(experiment.degrade, T=T, shape=shape, noise_std=noise_std)
 
     def of_mixture(*, size: int, components: int, noise_std: float) -> Prior:
-        mixture = mixture_of(size=size, components=components)
         image_size = experiment.config.data.image_size
+        check_size(size, image_size)
+        if components < 1:
+            raise UserError(f"config.prior.components={components} must be 1 or more")
+        mixture = mixture_of(size=size, components=components)
         return gaussian_mixture(mixture, image_size=image_size, noise_std=noise_std)
 
     priors = {"none": lambda: None, "pattern": of_pattern, "gaussian_mixture": of_mixture}
@@ -201,8 +211,6 @@ def named(table: Mapping[str, Any], what: str, name: str) -> Any:
 
 def _no_mixture(*, size: int, components: int) -> Mixture:
     """The shape of a fitted one of one channel, to check settings with."""
-    if size < 1 or components < 1:
-        raise UserError(f"config.prior: size={size} and components={components} must be 1 or more")
     D = size * size
     return Mixture(
         np.ones(components), np.zeros((components, size, size, 1)), np.zeros((components, D, D))
@@ -312,6 +320,22 @@ def _check_nothing_is_left(experiment: Experiment) -> None:
         raise UserError(
             "config.prior.name='pattern' needs a degradation that leaves nothing of an image at T; "
             f"{experiment.config.degradation.name} leaves {left:.0%}. Use gaussian_mixture"
+        )
+
+
+def _warn_of_other_ends(experiment: Experiment) -> None:
+    """Says so where D ends with something else than the block means that the prior draws."""
+    size, (high, wide, channels) = experiment.config.prior.size, experiment.image_shape
+    slope = np.add.outer(np.linspace(-0.5, 0.5, high), np.linspace(-0.5, 0.5, wide))
+    x0 = np.repeat(slope[..., None], channels, axis=2).astype(np.float32)
+    end = np.asarray(experiment.degrade(x0, jnp.int32(experiment.T), jax.random.key(0)))
+    blocks = block_means(x0, size).repeat(high // size, axis=0).repeat(wide // size, axis=1)
+    distance = np.abs(end - blocks).max()
+    if not distance <= _FARTHEST:
+        logging.warning(
+            "config.prior draws %d × %d blocks, but %s at T=%d ends up to %.2f from an image's "
+            "block means: the restorer was not trained on such xT",
+            *(size, size, experiment.config.degradation.name, experiment.T, distance),
         )
 
 

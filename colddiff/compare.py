@@ -5,18 +5,19 @@ the Fréchet distance to both splits, on principal components of the pixels, and
 differ among themselves. One picture shows the same seeds of all folders.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
 from colddiff import data, metrics
 from colddiff.errors import UserError
+from colddiff.files import read_json, whole, write_json
 from colddiff.images import grid, save_png
 
 _FEATURES = 32  # principal components of the training split
@@ -30,7 +31,7 @@ class Row(NamedTuple):
 
     Attributes:
       frechet_train, frechet_test: Fréchet distance to the splits of the data.
-      pairwise: mean RMSE between two of the images.
+      pairwise: mean RMSE between two of the images, of the first 512.
     """
 
     title: str
@@ -41,11 +42,17 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The measures of all folders, with what they depend on, and the picture (uint8)."""
+    """The measures of all folders, with what they depend on.
+
+    Attributes:
+      settings: by title, what the images of a folder were generated with; None if it does not say.
+      picture: of the same seeds in every folder, uint8 `[H, W, 3]`.
+    """
 
     source: str
     num_features: int
     rows: list[Row]
+    settings: dict[str, Any]
     picture: np.ndarray
 
 
@@ -58,8 +65,12 @@ def parse_folders(texts: Sequence[str]) -> dict[str, Path]:
     folders = {}
     for text in texts:
         title, equals, path = text.partition("=")
-        if not (title and equals and path) or title in folders:
-            raise UserError(f"--folder={text!r} must be TITLE=FOLDER, with a title of its own")
+        own = title and title not in folders and not title.startswith("data")
+        if not (own and equals and path):
+            raise UserError(
+                f"--folder={text!r} must be TITLE=FOLDER, with a title of its own that does not "
+                "begin with 'data'"
+            )
         folders[title] = Path(path).expanduser()
     if not folders:
         raise UserError("--mode=compare needs one or more --folder=TITLE=FOLDER")
@@ -70,11 +81,19 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
     """Measures the images in `folders` against the data of `config`.
 
     Raises:
-      UserError: a folder without generated images, or with images of another size.
+      UserError: a folder without generated images, with images of another size, or without a seed
+        that all others have.
     """
     from sklearn.decomposition import PCA
 
     settings = config.data
+    shape = (settings.image_size, settings.image_size, settings.channels)
+    generated = {title: _read(path, shape) for title, path in folders.items()}
+    if len({len(images) for images in generated.values()}) > 1:
+        logging.warning("the folders hold different numbers of images: few images, larger distance")
+    common = sorted(set.intersection(*(set(images) for images in generated.values())))
+    if not common:
+        raise UserError("the folders have no seed in common; generate the same --seeds in each")
     splits = {
         name: data.load(
             settings.source,
@@ -91,16 +110,19 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
     truth = {name: metrics.gaussian(to_features(images)) for name, images in splits.items()}
 
     sets = {f"data, {name} split": images for name, images in splits.items()}
-    generated = {title: _read(path, splits["train"].shape[1:]) for title, path in folders.items()}
+    sets |= {title: np.stack([*images.values()]) for title, images in generated.items()}
     rows = []
-    for title, images in (sets | generated).items():
+    for title, images in sets.items():
         found = metrics.gaussian(to_features(images))
         distances = [metrics.frechet_distance(found, truth[name]) for name in ("train", "test")]
         rows.append(Row(title, len(images), *distances, _pairwise(images[:_PAIRS_OF])))
-    columns = {"data": splits["test"]} | generated
-    pictured = min(_PICTURED, *map(len, columns.values()))
-    picture = grid([images[:pictured] for images in columns.values()], list(columns))
-    return Comparison(settings.source, pca.n_components_, rows, picture)
+    pictured = common[: min(_PICTURED, len(splits["test"]))]
+    columns = {"data": splits["test"][: len(pictured)]}
+    for title, images in generated.items():
+        columns[title] = np.stack([images[seed] for seed in pictured])
+    picture = grid(list(columns.values()), list(columns))
+    made_with = {title: read_json(path / "settings.json") for title, path in folders.items()}
+    return Comparison(settings.source, pca.n_components_, rows, made_with, picture)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -122,29 +144,29 @@ def markdown(comparison: Comparison) -> str:
 
 def write(comparison: Comparison, workdir: Path) -> Path:
     """Writes `comparison.json`, `comparison.md` and `comparison.png`; returns their folder."""
-    workdir.mkdir(parents=True, exist_ok=True)
     fields = comparison._asdict() | {"rows": [row._asdict() for row in comparison.rows]}
     del fields["picture"]
-    (workdir / "comparison.json").write_text(json.dumps(fields, indent=2) + "\n")
-    (workdir / "comparison.md").write_text(markdown(comparison))
+    write_json(workdir / "comparison.json", fields)
+    with whole(workdir / "comparison.md") as file:
+        file.write(markdown(comparison).encode())
     save_png(workdir / "comparison.png", comparison.picture)
     return workdir
 
 
-def _read(folder: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """The images that were generated there, by seed; uint8 `[N, *shape]`."""
+def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
+    """The images that were generated there, by seed; uint8 of this shape."""
     paths = sorted(
         (p for p in folder.glob("*.png") if p.stem.isdecimal()), key=lambda p: int(p.stem)
     )
     if len(paths) < 2:
         raise UserError(f"{folder} holds {len(paths)} generated images; at least 2 are needed")
-    images = []
+    images = {}
     for path in paths:
         image = np.atleast_3d(np.asarray(Image.open(path)))
         if image.shape != shape:
             raise UserError(f"{path} is of shape {image.shape}; the config's data are {shape}")
-        images.append(image)
-    return np.stack(images)
+        images[int(path.stem)] = image
+    return images
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

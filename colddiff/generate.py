@@ -11,6 +11,7 @@ images are is the business of `colddiff.compare`.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +26,14 @@ from colddiff import checkpoint
 from colddiff.build import make_sampler
 from colddiff.devices import create_mesh
 from colddiff.errors import UserError
+from colddiff.files import read_json, write_json
 from colddiff.images import mosaic, save_gif, save_png, to_uint8
-from colddiff.inference import Run
+from colddiff.inference import LARGEST_SEED, Run
 from colddiff.progress import Meter
 from colddiff.samplers import marks_of, times_between
 
 _IN_GRID, _IN_GIF, _FRAMES = 64, 16, 50
+_MOST_SEEDS = 10_000_000  # of one command
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -39,35 +42,42 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
       UserError: the text is no such list, or names a seed twice.
     """
-    seeds = []
+    seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         last = last if dash else first
         if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise UserError(f"--seeds={text!r} must be like 0-9999 or 3,7,20-29; got {part!r}")
-        seeds.extend(range(int(first), int(last) + 1))
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds={text!r} names a seed twice")
+        if int(last) > LARGEST_SEED:
+            raise UserError(f"--seeds={text!r}: {last} is above the largest seed, {LARGEST_SEED}")
+        more = range(int(first), int(last) + 1)
+        if len(seeds) + len(more) > _MOST_SEEDS:
+            raise UserError(f"--seeds={text!r} names more than {_MOST_SEEDS} seeds; take fewer")
+        seeds.extend(more)
+    _check_unique(seeds)
     return seeds
 
 
-def folder_of(run: Run, workdir: Path) -> Path:
-    """Where a run's images go unless told otherwise."""
-    name = f"{run.step:07d}-{run.config.sampler.name}-{run.experiment.steps}"
-    return workdir / "generated" / name
+def folder_of(run: Run) -> Path:
+    """Where a run's images go unless told otherwise: one folder for each set of settings."""
+    digest = hashlib.sha256(json.dumps(_settings(run), sort_keys=True).encode()).hexdigest()
+    name = f"{run.step:07d}-{run.config.sampler.name}-{run.experiment.steps}-{digest[:6]}"
+    return run.workdir / "generated" / name
 
 
 def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
     """Writes the missing images of `seeds` to `folder`, then the pictures of all of them.
 
     Raises:
-      UserError: the folder holds images of other settings, the run has no prior, or an image is
-        not finite.
+      UserError: the folder holds images of other settings, the run has no prior, a seed comes
+        twice, or an image is not finite.
     """
+    _check_unique(seeds)
     _claim(folder, _settings(run))
-    mesh = create_mesh()
-    batch_size = -(-run.config.eval.batch_size // mesh.size) * mesh.size
+    devices = create_mesh().size
     missing = [seed for seed in seeds if not _path(folder, seed).exists()]
+    batch_size = max(1, min(run.config.eval.batch_size, len(missing)))
+    batch_size = -(-batch_size // devices) * devices
     if len(missing) < len(seeds):
         logging.info("%d of %d images are there already", len(seeds) - len(missing), len(seeds))
     firsts = range(0, len(missing), batch_size)
@@ -86,7 +96,7 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
                     f"the images of seeds {bad} are not finite; nothing of them is kept"
                 )
             paths = [_path(folder, seed) for seed in batch]
-            list(pool.map(_save, paths, to_uint8(x0)))
+            list(pool.map(save_png, paths, to_uint8(x0)))
             meter.advance()
             meter.note()
     _pictures(run, seeds, folder)
@@ -96,12 +106,10 @@ def _path(folder: Path, seed: int) -> Path:
     return folder / f"{seed:06d}.png"
 
 
-def _save(path: Path, image: np.ndarray) -> None:
-    """Whole or not at all: a file that is there is finished."""
-    unfinished = path.with_suffix(".unfinished")
-    gray = image.shape[-1] == 1
-    Image.fromarray(image[..., 0] if gray else image).save(unfinished, format="png")
-    unfinished.replace(path)
+def _check_unique(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) < len(seeds):
+        twice = next(seed for seed, count in Counter(seeds).items() if count > 1)
+        raise UserError(f"seed {twice} comes twice; name every seed once")
 
 
 def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
@@ -121,21 +129,27 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
 def _settings(run: Run) -> dict[str, Any]:
     """What an image depends on besides its seed, in JSON's types."""
     config = checkpoint.as_json(run.config)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(run.params):
-        digest.update(np.asarray(leaf).tobytes())
-    weights = {"step": run.step, "sha256": digest.hexdigest()}
     return {name: config[name] for name in ("degradation", "prior", "sampler")} | {
         "steps": run.experiment.steps,
-        "weights": weights,
+        "weights": {"step": run.step, "sha256": _digest(run.params)},
+        # What settings do not tell: the fitted mixture, the images of a bank, a function's version.
+        "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},
     }
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of all arrays of a pytree."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Says in the folder what its images are of; refuses one that says something else."""
     path = folder / "settings.json"
-    if path.exists():
-        found = json.loads(path.read_text())
+    found = read_json(path)
+    if found is not None:
         names = sorted(n for n in found | settings if found.get(n) != settings.get(n))
         if names:
             tell = [f"{n}: {found.get(n)} there, {settings.get(n)} here" for n in names]
@@ -147,7 +161,4 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         return
     if next(folder.glob("*.png"), None):
         raise UserError(f"{folder} holds images of unknown settings; give another with --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(settings, indent=2) + "\n")
-    unfinished.replace(path)
+    write_json(path, settings)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from colddiff.files import whole
+
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
 
 
@@ -91,14 +93,15 @@ def mosaic(images: np.ndarray, *, height: int = 64, caption: str = "") -> np.nda
 
 def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
     """Writes uint8 `[H, W, 3]` frames, shown again and again, the last one a second longer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = (Image.fromarray(f).quantize(dither=Image.Dither.NONE) for f in frames)
     each = round(1000 * seconds / len(frames))
     times = [*[each] * len(rest), each + 1000]
-    first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
+    with whole(path) as file:
+        first.save(file, "gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Writes uint8 `[H, W, 3]` to `path`, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    """Writes uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`, making its folder."""
+    gray = picture.shape[-1] == 1
+    with whole(path) as file:
+        Image.fromarray(picture[..., 0] if gray else picture).save(file, "png")

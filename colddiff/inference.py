@@ -21,6 +21,7 @@ from colddiff.build import Experiment, build, check_sampler, init_params, make_p
 from colddiff.degradations import Degrade, as_partial
 from colddiff.devices import create_mesh, replicate, replicated, split_axis
 from colddiff.errors import UserError, first_line
+from colddiff.files import whole
 from colddiff.priors import Mixture, Prior, fit_mixture
 from colddiff.progress import Meter
 from colddiff.samplers import (
@@ -34,7 +35,7 @@ from colddiff.samplers import (
     times_between,
 )
 
-_LARGEST_SEED = 2**32 - 1
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,13 @@ class Run:
       experiment: what its config stands for.
       params: the averaged (EMA) parameters.
       step: the training step that they are of.
-      prior: `prior(key) -> xT` for one image `[H, W, C]`, to generate from (`colddiff.priors`);
-        None if the config's is 'none'.
+      workdir: where the run lives.
     """
 
     experiment: Experiment
     params: Any
     step: int
-    prior: Prior | None = None
+    workdir: Path
 
     @property
     def config(self) -> ConfigDict:
@@ -73,6 +73,15 @@ class Run:
     def restore(self) -> Restore:
         """`R(params, xt, t) -> x0_hat` for a batch."""
         return self.experiment.restore
+
+    @functools.cached_property
+    def prior(self) -> Prior | None:
+        """`prior(key) -> xT` for one image `[H, W, C]` (`colddiff.priors`); None for 'none'.
+
+        Raises:
+          UserError: as `load_prior`.
+        """
+        return load_prior(self.experiment, self.workdir)
 
     def sample(
         self,
@@ -140,8 +149,8 @@ class Run:
             )
         seeds = np.asarray(seeds)
         whole = seeds.ndim == 1 and np.issubdtype(seeds.dtype, np.integer)
-        if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > _LARGEST_SEED:
-            raise UserError(f"seeds must be integers in 0..{_LARGEST_SEED}; got {seeds}")
+        if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > LARGEST_SEED:
+            raise UserError(f"seeds must be integers in 0..{LARGEST_SEED}; got {seeds}")
         times = self._times(steps, times, iterates_at)
         if times[0] != self.T:
             raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
@@ -239,7 +248,7 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
         )
         params = checkpoint.restore_ema(manager, like, step)
-    return Run(experiment, params, step, load_prior(experiment, workdir))
+    return Run(experiment, params, step, workdir)
 
 
 def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
@@ -249,30 +258,43 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
     `workdir/prior`.
 
     Raises:
-      UserError: the training split cannot be read, or what was kept cannot.
+      UserError: the training split cannot be read, or what was kept cannot or is of other images.
     """
     settings = experiment.config.data
 
     def mixture_of(*, size: int, components: int) -> Mixture:
-        path = workdir / "prior" / f"mixture-{size}x{size}-{components}.npz"
+        path = _mixture_path(workdir, size, components)
         if not path.exists():
             logging.info("fitting the prior to %s, split %s", settings.source, settings.train_split)
             mixture = _fit_mixture(experiment.config, size, components)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".unfinished")
-            with unfinished.open("wb") as file:
+            with whole(path) as file:
                 np.savez(file, **mixture._asdict())
-            unfinished.replace(path)
         try:
             with np.load(path) as arrays:
-                return Mixture(**arrays)
-        except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+                mixture = Mixture(**arrays)
+        except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
             ) from error
+        expected = (components, size, size, settings.channels)
+        if mixture.means.shape != expected:
+            found = mixture.means.shape
+            raise UserError(f"{path} has means {found}, not {expected}; delete it to fit it again")
+        return mixture
 
     prior = make_prior(experiment, mixture_of)
     return None if prior is None else replicate(prior, create_mesh())
+
+
+def forget_priors(workdir: Path) -> None:
+    """Deletes what `load_prior` kept: a new run fits its own."""
+    for path in (workdir / "prior").glob(_mixture_path(workdir, "*", "*").name):
+        logging.info("deleting %s, of an earlier run", path)
+        path.unlink()
+
+
+def _mixture_path(workdir: Path, size: int | str, components: int | str) -> Path:
+    return workdir / "prior" / f"mixture-{size}x{size}-{components}.npz"
 
 
 def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:

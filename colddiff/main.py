@@ -27,7 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives: checkpoint
 _MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "Of the images to generate: 0-9999 or 3,7,20-29.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of generated images; WORKDIR/generated/STEP-SAMPLER-STEPS if not given."
+    "output", None, "Folder of generated images; one of its own in WORKDIR/generated if not given."
 )
 _FOLDERS = flags.DEFINE_multi_string(
     "folder", [], "TITLE=FOLDER of images to compare with the config's data; give one or more."
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     if _MODE.value == "generate":
         seeds = parse_seeds(_SEEDS.value)
         run = load(workdir, config=config)
-        folder = Path(_OUTPUT.value).absolute() if _OUTPUT.value else folder_of(run, workdir)
+        given = _OUTPUT.value
+        folder = Path(given).expanduser().absolute() if given else folder_of(run)
         generate(run, seeds, folder)
         sys.stdout.write(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
     if _MODE.value == "compare":

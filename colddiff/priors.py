@@ -22,6 +22,7 @@ from colddiff.errors import UserError
 
 Prior = Callable[[jax.Array], jax.Array]
 
+_LARGEST_SIZE = 32  # its covariance has (size² C)² entries
 _OWN = 2**31 + 1  # folded into an image's key, it gives the prior's own: no degradation draws it
 
 
@@ -76,7 +77,7 @@ def gaussian_mixture(mixture: Mixture, *, image_size: int, noise_std: float = 0.
     Raises:
       UserError: the sizes do not fit, or `noise_std` is negative or not finite.
     """
-    _check_size(mixture.means.shape[1], image_size)
+    check_size(mixture.means.shape[1], image_size)
     tables = Mixture(*(jnp.asarray(x, jnp.float32) for x in mixture))
     return Partial(_gaussian_mixture, tables, ImageSize(image_size), _checked(noise_std))
 
@@ -99,7 +100,7 @@ def fit_mixture(
 
     if components < 1:
         raise UserError(f"components={components} of a mixture must be 1 or more")
-    blocks = np.stack([_block_means(image, size) for image in images])
+    blocks = np.stack([block_means(image, size) for image in images]) / 127.5 - 1
     values = blocks.reshape(len(blocks), -1)
     if len(values) < max(components, 2):
         needed = max(components, 2)
@@ -130,17 +131,29 @@ def _gaussian_mixture(
     return xT + noise_std * jax.random.normal(noise_key, xT.shape)
 
 
-def _block_means(image: np.ndarray, size: int) -> np.ndarray:
-    """Means over the blocks of one uint8 image, on [-1, 1]; float64 `[size, size, C]`."""
+def block_means(image: np.ndarray, size: int) -> np.ndarray:
+    """Means over size × size blocks of one image `[H, W, C]`; float64 `[size, size, C]`.
+
+    Raises:
+      UserError: as `check_size`.
+    """
     high, wide, channels = image.shape
-    _check_size(size, high)
+    check_size(size, high)
     blocks = image.reshape(size, high // size, size, wide // size, channels)
-    return blocks.mean(axis=(1, 3), dtype=np.float64) / 127.5 - 1
+    return blocks.mean(axis=(1, 3), dtype=np.float64)
 
 
-def _check_size(size: int, image_size: int) -> None:
-    if size < 1 or image_size % size:
-        raise UserError(f"size={size} of a prior must divide the images' {image_size} pixels")
+def check_size(size: int, image_size: int) -> None:
+    """Refuses a size that a mixture over images of `image_size` pixels a side cannot have.
+
+    Raises:
+      UserError: says so.
+    """
+    if not 1 <= size <= _LARGEST_SIZE or image_size % size:
+        raise UserError(
+            f"size={size} of a prior must divide the images' {image_size} pixels, and be at most "
+            f"{_LARGEST_SIZE}"
+        )
 
 
 def _checked(noise_std: float) -> jax.Array:

@@ -25,8 +25,7 @@ from colddiff.degradations import Degrade
 from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
 from colddiff.errors import UserError
 from colddiff.images import from_uint8, mosaic, save_png
-from colddiff.inference import Run, load_prior
-from colddiff.priors import Prior
+from colddiff.inference import Run, forget_priors, load_prior
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import TrainState, init_state, update_ema
@@ -124,7 +123,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
         return
-    prior = load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
+    if not start:
+        forget_priors(workdir)
+    load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = _load_train_images(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     with checkpoint.open_manager(workdir, keep=config.train.checkpoints_kept) as manager:
@@ -143,12 +144,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
             rows=rows,
             threads=config.data.threads,
         )
-        _loop(experiment, prior, mesh, state, batches, pictured, manager, workdir)
+        _loop(experiment, mesh, state, batches, pictured, manager, workdir)
 
 
 def _loop(
     experiment: Experiment,
-    prior: Prior | None,
     mesh: jax.sharding.Mesh,
     state: TrainState,
     batches: Iterable[np.ndarray],
@@ -177,7 +177,7 @@ def _loop(
                 _log(writer, meter, step, metrics)
                 metrics = []
             if settings.sample_every and (step % settings.sample_every == 0 or last):
-                run = Run(experiment, state.ema_params, step, prior)
+                run = Run(experiment, state.ema_params, step, workdir)
                 for name, picture in _pictures(run, pictured).items():
                     save_png(workdir / name / f"{step:07d}.png", picture)
                     writer.add_image(name, picture, step, dataformats="HWC")
@@ -187,10 +187,14 @@ def _loop(
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Of restored `images`, and, if there is a prior, of as many generated ones, squared."""
+    """Of restored `images`, and, if there is a prior, of as many generated ones, squared.
+
+    But of no more than one batch of evaluation, which is what fits into memory.
+    """
     pictures = {"samples": evaluate.picture(run.experiment, run.params, images)}
     if run.prior is not None:
-        x0 = run.generate(run.params, range(len(images) ** 2))
+        count = min(len(images) ** 2, run.config.eval.batch_size)
+        x0 = run.generate(run.params, range(count))
         pictures["generated"] = mosaic(np.asarray(x0))
     return pictures
 

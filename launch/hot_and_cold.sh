@@ -3,6 +3,7 @@
 # models, generates SEEDS (0-511) in every way that the paper compares, and measures the images. The
 # table and the picture come to runs/hot_and_cold. Interrupted, it goes on where it stopped.
 # Arguments go to every colddiff.main: launch/hot_and_cold.sh --config.train.num_steps=4000
+# Images of other settings are refused: remove runs/hot_and_cold first.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/environment.sh"

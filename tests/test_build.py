@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CONFIGS, config_anywhere
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import data
-from colddiff.build import build, make_sampler
-from colddiff.degradations import gaussian_blur, gaussian_mask, linear, split
+from colddiff.build import build, check_sampler, make_sampler
+from colddiff.degradations import gaussian_blur, gaussian_mask, gaussian_noise, linear, split
 from colddiff.errors import UserError
 from colddiff.samplers import ddim, tacos
 
@@ -78,7 +79,12 @@ def test_no_steps_means_all(config):
         (
             "prior",
             dict(name="gaussian_mixture", size=1, components=0, noise_std=0.0),
-            "config.prior: size=1 and components=0 must be 1 or more",
+            "config.prior.components=0 must be 1 or more",
+        ),
+        (
+            "prior",
+            dict(name="gaussian_mixture", size=2000, components=1, noise_std=0.0),
+            "size=2000 of a prior must divide the images' 16 pixels, and be at most 32",
         ),
         ("sampler.steps", 7, r"steps=7 must lie in 1\.\.T=6"),
         ("train.batch_size", 0, "config.train.batch_size=0 must be 1 or more"),
@@ -388,7 +394,7 @@ PRIORS = {  # with the sampler of the best row
     "generate_blur_afhq": (ONE | dict(noise_std=0.002), "tacos"),
     "generate_inpaint_celeba": (dict(name="pattern", noise_std=0), "tacos"),
     "generate_superres_celeba": (FOUR | dict(noise_std=0), "tacos"),
-    "animorph_celeba": (dict(name="pattern", noise_std=0), "tacos"),
+    "animorph_celeba": (dict(name="pattern", noise_std=0), "ddim"),
 }
 
 
@@ -397,3 +403,50 @@ def test_configs_generate_as_in_the_paper(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     found = config.prior.to_dict(), config.sampler.name
     assert found == PRIORS.get(name, (dict(name="none"), "tacos"))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan"), "1", None])
+def test_eta_is_a_number_from_0_to_1(config, eta):
+    config.degradation = ConfigDict(dict(name="gaussian_noise", num_steps=6, schedule="cosine"))
+    config.sampler = ConfigDict(dict(name="ddim", steps=0, eta=eta))
+    with pytest.raises(UserError, match=r"eta=.* of ddim must be a number in 0\.\.1"):
+        build(config)
+    degrade = gaussian_noise(num_steps=6)
+    with pytest.raises(UserError, match=r"eta=.* of ddim must be a number"):
+        check_sampler(Partial(ddim, eta=eta), degrade)
+    for good in (0, 1, 0.5, jnp.float32(1), np.float32(0.3)):
+        check_sampler(Partial(ddim, eta=good), degrade)
+
+
+def test_a_pattern_shows_a_tenth_of_the_image_at_most(config, tmp_path):
+    """A degradation that leaves 30% of the contrast is refused; one that leaves 5% is not."""
+    code = "def fade(*, num_steps, left):\n"
+    code += "    return lambda x0, t, key: x0 * (1 - (1 - left) * t / num_steps)\n"
+    (tmp_path / "own.py").write_text(code)
+    config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))
+    settings = dict(name=f"{tmp_path}/own.py:fade", num_steps=6)
+    config.degradation = ConfigDict(settings | dict(left=0.05))
+    build(config)
+    config.degradation = ConfigDict(settings | dict(left=0.3))
+    with pytest.raises(UserError, match=r"own\.py:fade leaves 30%\. Use gaussian_mixture"):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "warns"),
+    [
+        ("generate_superres_digits", 16, False),
+        ("generate_superres_digits", 32, True),  # three halvings end at 4²
+        ("generate_superres_celeba", 128, False),
+        ("generate_blur_digits", 16, False),
+        ("generate_blur_celeba", 128, False),
+    ],
+)
+def test_a_mixture_of_other_blocks_than_those_of_D_is_named(name, image_size, warns, caplog):
+    config = config_anywhere(name)
+    config.data.image_size = image_size
+    config.model.width = 8
+    with caplog.at_level("WARNING"):
+        build(config)
+    found = [m for m in caplog.messages if "not trained on such xT" in m]
+    assert len(found) == warns, caplog.messages

@@ -87,7 +87,7 @@ def test_images_are_in_the_order_of_their_seeds(config, train, tmp_path):
 
 def test_folders_are_named():
     assert str(parse_folders(["a, b=x/y", "c=d=e"])["c"]) == "d=e"
-    for wrong in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
+    for wrong in (["a"], ["=x"], ["a="], ["a=x", "a=y"], ["data=x"]):
         with pytest.raises(UserError, match="must be TITLE=FOLDER, with a title of its own"):
             parse_folders(wrong)
     with pytest.raises(UserError, match="needs one or more --folder"):
@@ -98,5 +98,28 @@ def test_wrong_folders_are_named(config, train, tmp_path):
     with pytest.raises(UserError, match="nothing holds 0 generated images; at least 2"):
         compare(config, {"a": tmp_path / "nothing"})
     small = write_images(tmp_path / "small", train[:3, :8, :8])
+    other = write_images(tmp_path / "other", train[:2])
+    for seed in (0, 1):
+        (other / f"{seed:06d}.png").rename(other / f"{seed + 9:06d}.png")
+    same = write_images(tmp_path / "same", train[:3])
+    with pytest.raises(UserError, match="no seed in common"):
+        compare(config, {"a": other, "b": same})
     with pytest.raises(UserError, match=r"000000.png is of shape \(8, 8, 1\); .* \(16, 16, 1\)"):
         compare(config, {"a": small})
+
+
+def test_the_same_seeds_stand_side_by_side(config, train, tmp_path, caplog):
+    """Of folders that do not have all seeds in common; it says that their numbers differ."""
+    folders = {
+        "a": write_images(tmp_path / "a", train[:5]),
+        "b": write_images(tmp_path / "b", train[:5]),
+    }
+    (folders["a"] / "000001.png").unlink()
+    (folders["a"] / "settings.json").write_text('{"steps": 6}')
+    report = compare(config, folders)
+    assert "different numbers of images" in caplog.text
+    assert report.settings == {"a": {"steps": 6}, "b": None}
+    assert report.picture.shape[0] < 5 * 98 + 40  # the four seeds that both have
+    second = report.picture[-3 * 98 :, 100:][:96, :96, 0]
+    assert np.array_equal(second, train[2, :, :, 0].repeat(6, axis=0).repeat(6, axis=1))
+    assert np.array_equal(second, report.picture[-3 * 98 :, 198:][:96, :96, 0])

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
+from ml_collections import ConfigDict
 from PIL import Image
 
 from colddiff import evaluate
@@ -106,7 +108,7 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
         return 0.9 * xt
 
     experiment = experiment._replace(restore=restore)
-    run = Run(experiment, None, 0)
+    run = Run(experiment, None, 0, Path())
     xT = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
     run.sample(None, xT)
     jax.effects_barrier()
@@ -138,7 +140,7 @@ def test_the_picture_ends_with_the_config_s_sampler(name, columns):
     images = evaluate.load_test_images(config, 2)
     picture = evaluate.picture(experiment, None, images)
     assert picture.shape[1] == columns * 98 + 2  # x0, xT, direct, and iterates: six times, or two
-    run = Run(experiment, None, 0)
+    run = Run(experiment, None, 0, Path())
     keys = jax.random.split(jax.random.key(0), 2)  # blur draws nothing
     xT = jax.vmap(experiment.degrade, (0, None, 0))(from_uint8(images), 6, keys)
     expected = to_uint8(run.sample(None, xT))[-1, :, :, 0].repeat(6, axis=0).repeat(6, axis=1)
@@ -191,3 +193,17 @@ def test_degraded_rows_of_the_paper(name, ssim, rmse, real_data):
     for found, expected in ((report.rows[0].ssim, ssim), (report.rows[0].rmse, rmse)):
         low, high = expected if isinstance(expected, tuple) else (expected - 0.01, expected + 0.01)
         assert low <= found <= high
+
+
+def test_rows_are_of_the_configs_own_sampler():
+    """With its arguments: ddim's η changes its row, and no other."""
+    config = tiny_config()
+    config.degradation = ConfigDict(dict(name="gaussian_noise", num_steps=6, schedule="cosine"))
+    config.eval.samplers = ("direct", "ddim")
+    found = {}
+    for eta in (0.0, 1.0):
+        config.sampler = ConfigDict(dict(name="ddim", steps=0, eta=eta))
+        experiment = build(config)._replace(restore=lambda params, xt, t: 0.5 * xt)
+        found[eta] = evaluate.evaluate(experiment, None, 0).rows
+    assert found[0.0][:2] == found[1.0][:2]
+    assert abs(found[0.0][2].rmse - found[1.0][2].rmse) > 1e-2

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, command, environment, run_main
+from conftest import ROOT, command, environment, run_main, tiny_generator_config
 from jax.tree_util import Partial
+from ml_collections import ConfigDict
 from PIL import Image
 
 import colddiff
@@ -21,9 +22,9 @@ from colddiff import data
 from colddiff.degradations import gaussian_noise
 from colddiff.errors import UserError
 from colddiff.generate import folder_of, generate, parse_seeds
-from colddiff.inference import _draw, run_sampler
-from colddiff.priors import pattern
+from colddiff.inference import Run, _draw, run_sampler
 from colddiff.samplers import ddim, tacos
+from colddiff.train import train
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,12 @@ def test_seeds_of_a_text(text, seeds):
 def test_wrong_seeds_are_refused(text):
     with pytest.raises(UserError, match="must be like 0-9999 or 3,7,20-29; got"):
         parse_seeds(text)
-    with pytest.raises(UserError, match="names a seed twice"):
+    with pytest.raises(UserError, match="seed 1 comes twice"):
         parse_seeds("1,0-3")
+    with pytest.raises(UserError, match="4294967296 is above the largest seed, 4294967295"):
+        parse_seeds("4294967296")
+    with pytest.raises(UserError, match="more than 10000000 seeds"):
+        parse_seeds("0-4294967295")
 
 
 def test_an_image_is_its_seeds_alone(run):
@@ -71,11 +76,9 @@ def test_an_image_is_its_seeds_alone(run):
 def test_generating_is_sampling_from_the_prior(run):
     """The walk begins at the prior's draw of the seed's key, not cut to 8 bits; D has that key."""
     noise = gaussian_noise(num_steps=6)
-    hot = dataclasses.replace(
-        run,
-        experiment=run.experiment._replace(degrade=noise),
-        prior=pattern(noise, T=6, shape=(16, 16, 1)),
-    )
+    config = run.config.copy_and_resolve_references()
+    config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))
+    hot = dataclasses.replace(run, experiment=run.experiment._replace(degrade=noise, config=config))
     keys = jax.vmap(jax.random.key)(jnp.array([3, 8]))
     for some, degrade in ((run, run.degrade), (hot, noise)):
         x0, iterates = some.generate(some.params, [3, 8], times=[6, 2, 0], iterates_at=[6, 0])
@@ -143,14 +146,36 @@ def test_pictures_are_of_the_first_seeds(run, tmp_path):
 
 
 def test_a_file_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
-    def save(self, file, **options):
-        file.write_bytes(b"half of an image")
+    def save(self, file, *args, **options):
+        file.write(b"half of an image")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Image.Image, "save", save)
     with pytest.raises(OSError, match="no space left"):
         generate(run, [0], tmp_path)
-    assert not (tmp_path / "000000.png").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_no_seed_comes_twice(run, tmp_path):
+    with pytest.raises(UserError, match="seed 3 comes twice"):
+        generate(run, [3, 1, 3], tmp_path)
+
+
+def test_a_batch_is_no_larger_than_what_is_missing(run, tmp_path, monkeypatch):
+    """Or than four devices need: images per second are those of images."""
+    config = run.config.copy_and_resolve_references()
+    config.eval.batch_size = 64
+    sizes = []
+    whole = Run.generate
+
+    def noted(self, params, seeds, **options):
+        sizes.append(len(seeds))
+        return whole(self, params, seeds, **options)
+
+    monkeypatch.setattr(Run, "generate", noted)
+    experiment = run.experiment._replace(config=config)
+    generate(dataclasses.replace(run, experiment=experiment), range(5), tmp_path)
+    assert sizes[0] == 8
 
 
 @pytest.mark.parametrize("sampler", ["direct", "naive"])
@@ -192,8 +217,17 @@ def test_images_of_other_settings_are_never_mixed(run, generator, tmp_path):
     with pytest.raises(UserError, match=r"weights: .*'step': 8.* there, .*'step': 8.* here"):
         generate(brighter, [2], tmp_path)
     assert not (tmp_path / "000002.png").exists()
-    assert folder_of(run, tmp_path) != folder_of(changed, tmp_path) != folder_of(earlier, tmp_path)
+    xT = run.experiment._replace(degrade=jax.tree.map(lambda x: x * 1.1, run.degrade))
+    with pytest.raises(UserError, match=r"tables: .* there, .* here") as error:
+        generate(dataclasses.replace(run, experiment=xT), [2], tmp_path)
+    assert "weights" not in str(error.value)
+    others = (run, changed, earlier, brighter, dataclasses.replace(run, experiment=xT))
+    assert len({folder_of(other) for other in others}) == 5
+    assert folder_of(run).parent == generator / "generated"
 
+    (tmp_path / "settings.json").write_text('{"steps": ')
+    with pytest.raises(UserError, match=r"settings.json cannot be read: "):
+        generate(run, [2], tmp_path)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(UserError, match="holds images of unknown settings"):
         generate(run, [2], tmp_path)
@@ -244,20 +278,49 @@ def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
         )
     monkeypatch.setattr("colddiff.data.load", lambda *args, **kwargs: 1 / 0)
     run = colddiff.load(generator)
+    assert run.prior is run.prior
     monkeypatch.undo()
     config = run.config.copy_and_resolve_references()
     with config.unlocked():
         config.prior.size, config.prior.components = 2, 3
     workdir = shutil.copytree(generator, tmp_path / "copy")
     other = colddiff.load(workdir, config=config)
+    assert not (workdir / "prior" / "mixture-2x2-3.npz").exists()  # until it is asked for
+    other_prior = other.prior
     with np.load(workdir / "prior" / "mixture-2x2-3.npz") as arrays:
         assert arrays["means"].shape == (3, 2, 2, 1)
-    xT = np.asarray(jax.jit(other.prior)(jax.random.key(0)))
+    xT = np.asarray(jax.jit(other_prior)(jax.random.key(0)))
     assert np.ptp(xT[:8, :8]) < 0.03 < np.ptp(xT)
 
-    (workdir / "prior" / "mixture-1x1-1.npz").write_bytes(kept.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"mixture-1x1-1.npz cannot be read: .*; delete it"):
-        colddiff.load(workdir)
+    for there in (kept.read_bytes()[:100], b""):
+        (workdir / "prior" / "mixture-1x1-1.npz").write_bytes(there)
+        with pytest.raises(UserError, match=r"mixture-1x1-1.npz cannot be read: .*; delete it"):
+            _ = colddiff.load(workdir).prior
+    shutil.copy(workdir / "prior" / "mixture-2x2-3.npz", workdir / "prior" / "mixture-1x1-1.npz")
+    with pytest.raises(UserError, match=r"has means \(3, 2, 2, 1\), not \(1, 1, 1, 1\); delete it"):
+        _ = colddiff.load(workdir).prior
+
+
+def test_a_new_run_fits_its_own_prior(generator, tmp_path, monkeypatch):
+    """One that was left behind may be of other images; a run that goes on keeps its own."""
+    monkeypatch.setattr("colddiff.train._load_train_images", lambda config: 1 / 0)
+    left = tmp_path / "new" / "prior" / "mixture-1x1-1.npz"
+    left.parent.mkdir(parents=True)
+    np.savez(left, weights=np.ones(1), means=np.full((1, 1, 1, 1), 9.0), factors=np.ones((1, 1, 1)))
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_generator_config(), tmp_path / "new")
+    with np.load(left) as arrays:
+        assert -1 < arrays["means"].item() < 0
+
+    workdir = shutil.copytree(generator, tmp_path / "old")
+    kept = workdir / "prior" / "mixture-1x1-1.npz"
+    shutil.copy(left, kept)
+    os.utime(kept, (0, 0))
+    config = tiny_generator_config()
+    config.train.num_steps = 9
+    with pytest.raises(ZeroDivisionError):
+        train(config, workdir)
+    assert kept.stat().st_mtime == 0
 
 
 FLAGS = (

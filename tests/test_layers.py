@@ -10,6 +10,7 @@ from conftest import ROOT
 
 LAYERS = [
     {"errors"},
+    {"files"},
     {"images", "metrics", "networks", "progress"},
     {"degradations"},
     {"priors", "samplers"},

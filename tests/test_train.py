@@ -273,11 +273,11 @@ def test_what_training_leaves_to_look_at(tmp_path):
         assert [p.name for p in pictures] == ["0000004.png", "0000008.png"]
         assert np.asarray(Image.open(pictures[0])).std() > 10
     run = inference.load(tmp_path)
-    x0 = to_uint8(run.generate(run.params, range(9)))  # as many, squared, as of restored images
+    x0 = to_uint8(run.generate(run.params, range(8)))  # of 3² one batch of evaluation
     shown = np.asarray(Image.open(pictures[1]))
     assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3)
-    corners = shown[2::66, 2::66, 0][:3, :3].astype(int)
-    assert np.abs(corners - x0[:, 0, 0, 0].reshape(3, 3)).max() <= 1
+    corners = shown[2::66, 2::66, 0][:3, :3].astype(int).ravel()
+    assert np.abs(corners[:8] - x0[:, 0, 0, 0]).max() <= 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
