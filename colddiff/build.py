@@ -64,6 +64,7 @@ _RANGES = {  # of the config's numbers, ends included
     "train.checkpoints_kept": (1, math.inf),
     "sampler.steps": (0, math.inf),
     "eval.batch_size": (1, math.inf),
+    "eval.chunk": (1, math.inf),
     "eval.num_images": (0, math.inf),
     "eval.pictures": (1, math.inf),
 }

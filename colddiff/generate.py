@@ -74,10 +74,10 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
     """
     _check_unique(seeds)
     _claim(folder, _settings(run))
-    devices = create_mesh().size
+    at_once = run.config.eval.chunk * create_mesh().size
     missing = [seed for seed in seeds if not _path(folder, seed).exists()]
-    batch_size = max(1, min(run.config.eval.batch_size, len(missing)))
-    batch_size = -(-batch_size // devices) * devices
+    batch_size = -(-run.config.eval.batch_size // at_once) * at_once
+    batch_size = min(batch_size, max(1, len(missing)))
     if len(missing) < len(seeds):
         logging.info("%d of %d images are there already", len(seeds) - len(missing), len(seeds))
     firsts = range(0, len(missing), batch_size)
@@ -87,9 +87,7 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
     ):
         for first in firsts:
             batch = missing[first : first + batch_size]
-            # The last batch is filled up, so that one program serves all.
-            filled = batch + [batch[-1]] * (batch_size - len(batch))
-            x0 = np.asarray(run.generate(run.params, filled))[: len(batch)]
+            x0 = np.asarray(run.generate(run.params, batch))
             bad = [s for s, image in zip(batch, x0, strict=True) if not np.isfinite(image).all()]
             if bad:
                 raise UserError(
@@ -131,6 +129,7 @@ def _settings(run: Run) -> dict[str, Any]:
     config = checkpoint.as_json(run.config)
     return {name: config[name] for name in ("degradation", "prior", "sampler")} | {
         "steps": run.experiment.steps,
+        "chunk": run.config.eval.chunk,
         "weights": {"step": run.step, "sha256": _digest(run.params)},
         # What settings do not tell: the fitted mixture, the images of a bank, a function's version.
         "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},

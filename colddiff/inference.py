@@ -118,7 +118,10 @@ class Run:
         times = self._times(steps, times, iterates_at)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
         xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
-        return self._walk(params, xT, keys, sampler, times, iterates_at)
+        # All devices share the work where they can share it evenly.
+        mesh = create_mesh()
+        sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
+        return self._walk(params, xT, keys, sampler, times, iterates_at, sharding)
 
     def generate(
         self,
@@ -134,6 +137,10 @@ class Run:
 
         Its key, `jax.random.key(seeds[i])`, draws xT from the prior and is its degradation's. xT is
         not cut to 8 bits: what breaks a constant image's symmetry is finer.
+
+        A walk from nearly nothing enlarges even float32's rounding, and that depends on how many
+        images a program computes. So each device takes `config.eval.chunk` at a time, always: the
+        seeds are filled up to that, or to a multiple of that on all devices.
 
         Args:
           seeds: B integers, each in 0..2³²-1.
@@ -154,8 +161,20 @@ class Run:
         times = self._times(steps, times, iterates_at)
         if times[0] != self.T:
             raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
-        xT, keys = _draw(self.prior, jnp.asarray(seeds, jnp.uint32))
-        return self._walk(params, xT, keys, sampler, times, iterates_at)
+        mesh, count = create_mesh(), self.config.eval.chunk
+        sharding = replicated(mesh)  # what fits into one chunk, every device computes alike
+        if len(seeds) > count:
+            sharding, count = split_axis(mesh, 0), count * mesh.size
+        filled = np.pad(seeds.astype(np.uint32), (0, -len(seeds) % count), mode="edge")
+        parts = []
+        for chunk in filled.reshape(-1, count):
+            xT, keys = _draw(self.prior, jax.device_put(chunk, sharding))
+            part = self._walk(params, xT, keys, sampler, times, iterates_at, sharding)
+            parts.append(part)
+        if iterates_at is None:
+            return jnp.concatenate(parts)[: len(seeds)]
+        x0, iterates = zip(*parts, strict=True)
+        return jnp.concatenate(x0)[: len(seeds)], jnp.concatenate(iterates, 1)[:, : len(seeds)]
 
     def _times(
         self, steps: int | None, times: Times | None, iterates_at: Times | None
@@ -178,8 +197,9 @@ class Run:
         sampler: str | Sampler | None,
         times: np.ndarray,
         iterates_at: Times | None,
+        sharding: jax.sharding.Sharding,
     ) -> Result:
-        """The sampler's result; all devices share the work where they can share it evenly."""
+        """The sampler's result, of images that lie as `sharding` says."""
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else as_partial(sampler)
         check_sampler(function, self.degrade)
@@ -189,8 +209,6 @@ class Run:
                 raise UserError(
                     f"iterates_at={iterates_at}: this sampler has iterates at {has} only"
                 )
-        mesh = create_mesh()
-        sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
         xT, keys = jax.device_put((xT, keys), sharding)
         marks = None if iterates_at is None else np.asarray(iterates_at, np.int32)
         return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)

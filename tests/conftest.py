@@ -1,9 +1,12 @@
 """What all tests share: four virtual devices, the compilation cache, no silent broadcasting."""
 
 import importlib
+import logging
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -67,6 +70,7 @@ def tiny_config() -> ConfigDict:
     config.train.sample_every = 0
     config.train.checkpoint_every = 3
     config.eval.batch_size = 8
+    config.eval.chunk = 2
     config.eval.num_images = 20
     config.eval.pictures = 3
     return config
@@ -101,6 +105,21 @@ def trained(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("trained")
     train(tiny_config(), workdir)
     return workdir
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """Names of the functions that JAX compiles in this test, in order."""
+    names = []
+    handler = logging.Handler()
+    handler.emit = lambda record: names.extend(
+        re.findall(r"^Compiling (?:jit\()?([\w<>]+)", record.getMessage())
+    )
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield names
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The train step against a plain one, and runs that stop, go on and are refused."""
 
-import logging as python_logging
-import re
 import shutil
 
 import jax
@@ -229,31 +227,20 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
         moved(places[0], other, checkpoint.SAME_MODEL)
 
 
-def test_train_step_and_sampler_compile_once(trained, tmp_path, caplog):
+def test_train_step_and_sampler_compile_once(tmp_path, compiled):
     """Over a run with pictures, checkpoints, a last partial batch of evaluation and two samples."""
     from colddiff import evaluate
 
     config = tiny_config()
     config.train.sample_every = 2
-    compiled = []
-    handler = python_logging.Handler()
-    handler.emit = lambda record: compiled.extend(
-        re.findall(r"^Compiling (?:jit\()?([\w<>]+)", record.getMessage())
-    )
-    logger = python_logging.getLogger("jax._src.interpreters.pxla")
-    logger.addHandler(handler)
-    try:
-        with jax.log_compiles():
-            train(config, tmp_path)
-            trained_step = compiled.count("train_step")
-            run = inference.load(tmp_path)
-            before = compiled.count("run_sampler")
-            for seed in range(3):
-                run.sample(run.params, jnp.zeros((5, 16, 16, 1)), jax.random.key(seed))
-            sampled = compiled.count("run_sampler") - before
-            evaluate.evaluate(run.experiment, run.params, run.step)
-    finally:
-        logger.removeHandler(handler)
+    train(config, tmp_path)
+    trained_step = compiled.count("train_step")
+    run = inference.load(tmp_path)
+    before = compiled.count("run_sampler")
+    for seed in range(3):
+        run.sample(run.params, jnp.zeros((5, 16, 16, 1)), jax.random.key(seed))
+    sampled = compiled.count("run_sampler") - before
+    evaluate.evaluate(run.experiment, run.params, run.step)
     assert trained_step == 1
     assert sampled == 1
     assert before == 2  # direct and tacos of the pictures
