@@ -33,6 +33,7 @@ from colddiff.degradations import (
 )
 from colddiff.devices import create_mesh, split_rows
 from colddiff.errors import UserError, first_line, unknown_name
+from colddiff.features import SPACES
 from colddiff.images import truncate_to_8_bit
 from colddiff.networks import NETWORKS
 from colddiff.priors import Mixture, Prior, block_means, check_size, gaussian_mixture, pattern
@@ -62,6 +63,7 @@ _RANGES = {  # of the config's numbers, ends included
     "train.sample_every": (0, math.inf),
     "train.checkpoint_every": (1, math.inf),
     "train.checkpoints_kept": (1, math.inf),
+    "train.scored": (0, math.inf),
     "sampler.steps": (0, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.chunk": (1, math.inf),
@@ -396,8 +398,11 @@ def _check_numbers(config: ConfigDict) -> None:
         if not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
-    if "prior" not in config:
-        raise UserError("the config has no prior; begin it with configs/default.py")
+    for section in ("prior", "paper"):
+        if section not in config:
+            raise UserError(f"the config has no {section}; begin it with configs/default.py")
+    for name in config.eval.features:
+        named(SPACES, "feature space", name)
     if config.data.crop not in ("random", "center"):
         raise unknown_name("data.crop", config.data.crop, ("random", "center"))
     if config.data.channels not in (1, 3):

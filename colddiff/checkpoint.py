@@ -5,7 +5,7 @@ step (`colddiff.data.batches`). A run goes on only with the config that it was s
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from colddiff.errors import UserError, first_line
 from colddiff.state import TrainState
@@ -27,18 +28,41 @@ _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.ban
 
 
 @contextmanager
-def open_manager(workdir: Path, *, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
+def open_manager(
+    workdir: Path, *, keep: int | None = None, best: str = ""
+) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of `workdir`; waits for saves at the end.
 
     Args:
       keep: how many of the last ones to keep; None is for reading: nothing is made or deleted.
+      best: a score; the checkpoint that is best by it is kept as well, and is `best_step()`.
     """
     writes = keep is not None
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=writes, cleanup_tmp_directories=writes
+        preservation_policy=_kept(keep, best) if writes else None,
+        best_fn=_goodness(best) if best else None,
+        create=writes,
+        cleanup_tmp_directories=writes,
     )
     with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
         yield manager
+
+
+def _goodness(score: str) -> Callable[[dict[str, float]], float]:
+    """Larger is better: SSIM and PSNR grow with quality, errors and distances fall."""
+    sign = 1 if score.endswith(("/ssim", "/psnr")) else -1
+    return lambda scores: sign * scores[score]
+
+
+def _kept(keep: int, best: str) -> preservation_policy.PreservationPolicy:
+    """The last checkpoints, and the best one if there is a score to tell."""
+    last = preservation_policy.LatestN(n=keep)
+    if not best:
+        return last
+    first = preservation_policy.BestN(
+        get_metric_fn=_goodness(best), n=1, keep_checkpoints_without_metrics=False
+    )
+    return preservation_policy.AnyPreservationPolicy([last, first])
 
 
 def last_step(workdir: Path, config: ConfigDict) -> int:
@@ -56,15 +80,20 @@ def last_step(workdir: Path, config: ConfigDict) -> int:
         return step
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
-    """Starts to save `state`; returns as soon as the devices may change it."""
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    config: ConfigDict,
+    scores: dict[str, float] | None = None,
+) -> None:
+    """Starts to save `state`, with its scores; returns as soon as the devices may change it."""
     step = int(state.step)
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state.replace(ema_params=None)),
         ema_params=ocp.args.StandardSave(state.ema_params),
         config=ocp.args.JsonSave(as_json(config)),
     )
-    manager.save(step, args=items)
+    manager.save(step, args=items, metrics=scores)
     logging.info("saving checkpoint %d", step)
 
 

@@ -1,8 +1,8 @@
 """Folders of generated images against the data and each other: `--mode=compare`.
 
 One row for each folder that `colddiff.generate` wrote, with the data's own splits for comparison:
-the Fréchet distance to both splits, on principal components of the pixels, and how much the images
-differ among themselves. One picture shows the same seeds of all folders.
+the Fréchet distance to both splits, in the feature spaces of `config.eval.features`, and how much
+the images differ among themselves. One picture shows the same seeds of all folders.
 """
 
 import math
@@ -15,29 +15,35 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from colddiff import data, metrics
+from colddiff import metrics
 from colddiff.errors import UserError
-from colddiff.files import read_json, whole, write_json
+from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
+from colddiff.files import as_json, markdown_table, read_json, whole, write_json
 from colddiff.images import grid, save_png
 
-_FEATURES = 32  # principal components of the training split
-_LIMIT = 10_000  # images of each split, the first ones
 _PAIRS_OF = 512  # images whose distances are averaged
 _PICTURED = 8
 
 
+class Gap(NamedTuple):
+    """Fréchet distances of a set of images to both splits of the data, in one feature space."""
+
+    features: str
+    train: float
+    test: float
+
+
 class Row(NamedTuple):
-    """The measures of one set of images; distances between pixels are on [0, 1].
+    """The measures of one set of images.
 
     Attributes:
-      frechet_train, frechet_test: Fréchet distance to the splits of the data.
-      pairwise: mean RMSE between two of the images, of the first 512.
+      gaps: in each of the config's feature spaces.
+      pairwise: mean RMSE between two of the images, of the first 512, on [0, 1].
     """
 
     title: str
     num_images: int
-    frechet_train: float
-    frechet_test: float
+    gaps: list[Gap]
     pairwise: float
 
 
@@ -50,7 +56,6 @@ class Comparison(NamedTuple):
     """
 
     source: str
-    num_features: int
     rows: list[Row]
     settings: dict[str, Any]
     picture: np.ndarray
@@ -82,10 +87,8 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
 
     Raises:
       UserError: a folder without generated images, with images of another size, or without a seed
-        that all others have.
+        that all others have; or a feature space that cannot be had.
     """
-    from sklearn.decomposition import PCA
-
     settings = config.data
     shape = (settings.image_size, settings.image_size, settings.channels)
     generated = {title: _read(path, shape) for title, path in folders.items()}
@@ -94,59 +97,62 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
     common = sorted(set.intersection(*(set(images) for images in generated.values())))
     if not common:
         raise UserError("the folders have no seed in common; generate the same --seeds in each")
-    splits = {
-        name: data.load(
-            settings.source,
-            split,
-            size=settings.image_size,
-            channels=settings.channels,
-            limit=_LIMIT,
-        )
-        for name, split in (("train", settings.train_split), ("test", settings.test_split))
-    }
-    train = _flat(splits["train"])
-    pca = PCA(min(_FEATURES, *train.shape), random_state=config.seed).fit(train)
-    to_features = lambda images: pca.transform(_flat(images))  # noqa: E731
-    truth = {name: metrics.gaussian(to_features(images)) for name, images in splits.items()}
-
-    sets = {f"data, {name} split": images for name, images in splits.items()}
-    sets |= {title: np.stack([*images.values()]) for title, images in generated.items()}
+    spaces = [make_features(name, config) for name in config.eval.features]
+    splits = (settings.train_split, settings.test_split)
+    truth = [[of_split(space, config, split) for split in splits] for space in spaces]
     rows = []
-    for title, images in sets.items():
-        found = metrics.gaussian(to_features(images))
-        distances = [metrics.frechet_distance(found, truth[name]) for name in ("train", "test")]
-        rows.append(Row(title, len(images), *distances, _pairwise(images[:_PAIRS_OF])))
-    pictured = common[: min(_PICTURED, len(splits["test"]))]
-    columns = {"data": splits["test"][: len(pictured)]}
+    for place, name in enumerate(("train", "test")):
+        own = [kept[place] for kept in truth]
+        images = load_split(config, splits[place], limit=_PAIRS_OF)
+        count = own[0].count if own else len(load_split(config, splits[place]))
+        rows.append(_row(f"data, {name} split", count, images, spaces, own, truth))
+    for title, images in generated.items():
+        array = np.stack([*images.values()])
+        own = [collect(space, [array], total=len(array)) for space in spaces]
+        rows.append(_row(title, len(array), array, spaces, own, truth))
+    test = load_split(config, settings.test_split, limit=_PICTURED)
+    pictured = common[: min(_PICTURED, len(test))]
+    columns = {"data": test[: len(pictured)]}
     for title, images in generated.items():
         columns[title] = np.stack([images[seed] for seed in pictured])
     picture = grid(list(columns.values()), list(columns))
     made_with = {title: read_json(path / "settings.json") for title, path in folders.items()}
-    return Comparison(settings.source, pca.n_components_, rows, made_with, picture)
+    return Comparison(settings.source, rows, made_with, picture)
+
+
+def _row(
+    title: str,
+    count: int,
+    images: np.ndarray,
+    spaces: Sequence[Features],
+    own: Sequence[Collected],
+    truth: Sequence[Sequence[Collected]],
+) -> Row:
+    """Of a set with what is kept of it, and of the data's splits, in each space."""
+    gaps = []
+    for space, found, splits in zip(spaces, own, truth, strict=True):
+        distances = [metrics.frechet_distance(found.gaussian, split.gaussian) for split in splits]
+        gaps.append(Gap(space.name, *distances))
+    return Row(title, count, gaps, _pairwise(images[:_PAIRS_OF]))
 
 
 def markdown(comparison: Comparison) -> str:
     """The rows as a Markdown table under a line that says what they are of."""
-    head = (
-        f"{comparison.source}; Fréchet distance on {comparison.num_features} principal components"
-    )
-    lines = [
-        head,
-        "",
-        "| | n | Fréchet, train | Fréchet, test | pairwise RMSE |",
-        "|---|---|---|---|---|",
-    ]
+    names = [gap.features for gap in comparison.rows[0].gaps]
+    header = [f"FD to {split}, {name}" for name in names for split in ("train", "test")]
+    cells = [["", "n", *header, "pairwise RMSE"]]
     for row in comparison.rows:
-        measures = f"{row.frechet_train:.2f} | {row.frechet_test:.2f} | {row.pairwise:.3f}"
-        lines.append(f"| {row.title} | {row.num_images} | {measures} |")
+        measures = [f"{d:.2f}" for gap in row.gaps for d in (gap.train, gap.test)]
+        cells.append([row.title, str(row.num_images), *measures, f"{row.pairwise:.3f}"])
+    lines = [f"{comparison.source}; FD: Fréchet distance", "", *markdown_table(cells)]
     return "\n".join(lines) + "\n"
 
 
 def write(comparison: Comparison, workdir: Path) -> Path:
     """Writes `comparison.json`, `comparison.md` and `comparison.png`; returns their folder."""
-    fields = comparison._asdict() | {"rows": [row._asdict() for row in comparison.rows]}
+    fields = comparison._asdict()
     del fields["picture"]
-    write_json(workdir / "comparison.json", fields)
+    write_json(workdir / "comparison.json", as_json(fields))
     with whole(workdir / "comparison.md") as file:
         file.write(markdown(comparison).encode())
     save_png(workdir / "comparison.png", comparison.picture)

@@ -12,6 +12,7 @@ to `size`, the rest cut off evenly. Random augmentation is part of the train ste
 The order is a function of the seed and the step alone, so the step is the data position.
 """
 
+import functools
 import hashlib
 import io
 import os
@@ -45,10 +46,11 @@ class Images(Protocol):
 
 
 class Records(NamedTuple):
-    """What a source holds: a name for each image, and how to open it."""
+    """What a source holds: a name for each image, how to open it, and its class if it has one."""
 
     names: Sequence[str]
     open: Callable[[int], Image.Image]
+    label: Callable[[int], int] | None = None
 
 
 def load(
@@ -70,6 +72,39 @@ def load(
     Raises:
       UserError: no such source, split or folder, or no image in it can be read.
     """
+    lazy = _LazyImages(_records(source, split, channels, limit), size, channels, limit)
+    return lazy.decode_all()[0] if cache else lazy
+
+
+def load_labelled(
+    source: str, split: str, *, size: int, channels: int, limit: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of one split, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
+
+    The images are those of `load`. Classes count from 0; a TFDS dataset has them if it has one
+    `ClassLabel` feature.
+
+    Raises:
+      UserError: as `load`; or the source has no classes, or some of its images have none.
+    """
+    records = _records(source, split, channels, limit)
+    if records.label is None:
+        raise UserError(
+            f"{source} has no class labels, which a classifier needs, or several; feature spaces "
+            "that need none: 'pca', 'inception'"
+        )
+    images, labels = _LazyImages(records, size, channels, limit).decode_all()
+    if min(labels) < 0:
+        raise UserError(
+            f"{labels.count(-1)} of the {len(labels)} images of {source}, split {split}, are of no "
+            "class, which a classifier needs; take another split, or the feature space 'pca' or "
+            "'inception'"
+        )
+    return images, np.array(labels, np.int32)
+
+
+def _records(source: str, split: str, channels: int, limit: int) -> Records:
+    """What the source holds, once `source`, `channels` and `limit` are known to be valid."""
     kind, _, argument = source.partition(":")
     if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
         valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
@@ -78,8 +113,7 @@ def load(
         raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 0, for all, or more")
-    lazy = _LazyImages(SOURCES[kind](argument, split), size, channels, limit)
-    return lazy.decode_all() if cache else lazy
+    return SOURCES[kind](argument, split)
 
 
 def batches(
@@ -132,22 +166,24 @@ class _LazyImages:
                 return image
         raise self._nothing()
 
-    def decode_all(self) -> np.ndarray:
-        """The readable ones, `[N, size, size, channels]`."""
+    def decode_all(self) -> tuple[np.ndarray, list[int]]:
+        """The readable ones, `[N, size, size, channels]`, and their labels where there are any."""
         images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
-        count = 0
+        labels, count = [], 0
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(self._records.names), _CHUNK):
                 chunk = range(start, min(start + _CHUNK, len(self._records.names)))
-                for image in pool.map(self._read, chunk):
+                for i, image in zip(chunk, pool.map(self._read, chunk), strict=True):
                     if image is not None and count < len(images):
                         images[count] = image
                         count += 1
+                        if self._records.label:
+                            labels.append(self._records.label(i))
                 if count == len(images):
                     break
         if not count:
             raise self._nothing()
-        return images[:count]
+        return images[:count], labels
 
     def _read(self, i: int) -> np.ndarray | None:
         """Image i, or None, with a warning the first time, if it cannot be read."""
@@ -186,26 +222,26 @@ def _digits(argument: str, split: str) -> Records:
     if split not in SPLITS:
         raise unknown_name("split of digits", split, SPLITS)
     start, stop = (0, _DIGITS_TRAIN) if split == "train" else (_DIGITS_TRAIN, None)
-    pixels = np.round(load_digits().images[start:stop] * (255 / 16)).astype(np.uint8)
+    digits = load_digits()
+    pixels = np.round(digits.images[start:stop] * (255 / 16)).astype(np.uint8)
+    labels = digits.target[start:stop].tolist()
 
     def open_(i: int) -> Image.Image:
         return Image.fromarray(pixels[i]).resize((64, 64), Image.Resampling.BICUBIC)
 
-    return Records([f"digit {start + i}" for i in range(len(pixels))], open_)
+    names = [f"digit {start + i}" for i in range(len(pixels))]
+    return Records(names, open_, labels.__getitem__)
 
 
 def _color_digits(argument: str, split: str) -> Records:
     """The digits, 0 to 9 in ten hues: white ink becomes the hue, black stays black."""
-    from sklearn.datasets import load_digits
-
     gray = _digits(argument, split)
-    labels = load_digits().target[0 if split == "train" else _DIGITS_TRAIN :]
 
     def open_(i: int) -> Image.Image:
-        hue = Image.new("HSV", (1, 1), (int(labels[i]) * 256 // 10, 200, 255)).convert("RGB")
+        hue = Image.new("HSV", (1, 1), (gray.label(i) * 256 // 10, 200, 255)).convert("RGB")
         return ImageOps.colorize(gray.open(i), "black", hue.getpixel((0, 0)))
 
-    return Records([f"colour {name}" for name in gray.names], open_)
+    return gray._replace(names=[f"colour {name}" for name in gray.names], open=open_)
 
 
 def _tfds(name: str, split: str) -> Records:
@@ -217,9 +253,12 @@ def _tfds(name: str, split: str) -> Records:
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         message = f"TFDS knows no dataset {name!r}, and none lies in TFDS_DATA_DIR"
         raise UserError(f"{message} ({first_line(error)})") from error
-    keys = [k for k, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
-    if len(keys) != 1:
-        raise UserError(f"tfds:{name} must have one image feature; it has {keys or 'none'}")
+    image_keys, label_keys = (
+        [key for key, feature in builder.info.features.items() if isinstance(feature, kind)]
+        for kind in (tfds.features.Image, tfds.features.ClassLabel)
+    )
+    if len(image_keys) != 1:
+        raise UserError(f"tfds:{name} must have one image feature; it has {image_keys or 'none'}")
     if not builder.data_path.exists():
         raise UserError(
             f"tfds:{name} is not prepared at {builder.data_path}. Set TFDS_DATA_DIR to where it is,"
@@ -228,7 +267,7 @@ def _tfds(name: str, split: str) -> Records:
         )
     try:
         # The bytes as stored: PIL decodes them ten times as fast as TFDS would.
-        rows = builder.as_data_source(split, decoders={keys[0]: tfds.decode.SkipDecoding()})
+        rows = builder.as_data_source(split, decoders={image_keys[0]: tfds.decode.SkipDecoding()})
         names = [f"tfds:{name} {split} #{i}" for i in range(len(rows))]
     except NotImplementedError as error:
         raise UserError(
@@ -238,7 +277,16 @@ def _tfds(name: str, split: str) -> Records:
         ) from error
     except (KeyError, ValueError) as error:
         raise unknown_name(f"split of tfds:{name}", split, builder.info.splits) from error
-    return Records(names, lambda i: Image.open(io.BytesIO(rows[i][keys[0]])))
+    # An image and its label are of one reading: rows are kept while their chunk is decoded.
+    row = functools.lru_cache(_CHUNK)(rows.__getitem__)
+
+    def open_(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(row(i)[image_keys[0]]))
+
+    def label(i: int) -> int:
+        return int(row(i)[label_keys[0]])
+
+    return Records(names, open_, label if len(label_keys) == 1 else None)
 
 
 def _folder(path: str, split: str) -> Records:

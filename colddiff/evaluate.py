@@ -1,13 +1,14 @@
-"""How well a restorer inverts its degradation on the test split: scores, report, picture.
+"""How well a restorer inverts its degradation on the test split: scores, and pictures of it.
 
 Rows: Degraded (xT itself), then each sampler's x0 against the truth. Every image is degraded with
-a pattern of its own number, so no score depends on the batch size or the devices.
+a pattern of its own number, so no score depends on the batch size or the devices. Tables, plots
+and pages of the scores are the business of `colddiff.report`.
 """
 
 import functools
-import json
 import math
-from pathlib import Path
+import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,95 +17,188 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from colddiff import data, metrics
+from colddiff import metrics
 from colddiff.build import Experiment, make_sampler
 from colddiff.devices import create_mesh, replicate, to_mesh
-from colddiff.images import from_uint8, grid, save_png, to_unit
+from colddiff.errors import UserError
+from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
+from colddiff.images import from_uint8, grid, to_uint8, to_unit
 from colddiff.inference import run_sampler
 from colddiff.progress import Meter
-from colddiff.samplers import direct, image_keys, marks_of, times_between
+from colddiff.samplers import Sampler, direct, image_keys, marks_of, times_between
 
-_TITLES = {
-    "degraded": "Degraded (xT)",
-    "direct": "Direct",
-    "naive": "Naive (Algorithm 1)",
-    "tacos": "Sampled (tacos, Algorithm 2)",
-    "ddim": "Estimated noise (DDIM)",
-    "ddpm": "Estimated noise (DDPM)",
-}
+_FEWEST = 4  # images that have a kernel distance
+
+
+class Way(NamedTuple):
+    """A way to restore: a sampler's name, and how many steps it takes from T to 0."""
+
+    sampler: str
+    steps: int
+
+
+class Distance(NamedTuple):
+    """Between the restored images and the whole test split, in one feature space.
+
+    Attributes:
+      space: a name of `colddiff.features.SPACES`.
+      features: the space's full name, to stand beside the numbers.
+      frechet: Fréchet distance; FID is this in the space 'inception-2015-12-05'.
+      kernel: kernel distance (KID), with its standard error; None of fewer than 4 images.
+      frechet_at: of the first n restored images, by n.
+    """
+
+    space: str
+    features: str
+    frechet: float
+    kernel: metrics.Estimate | None
+    frechet_at: dict[int, float]
 
 
 class Row(NamedTuple):
-    """The scores of one way to restore; `steps` is its number of restorer calls."""
+    """The scores of one way to restore.
+
+    Attributes:
+      name: 'degraded', or the sampler's.
+      steps: restorer calls for each image.
+      times: the severities on its way.
+      seconds: for each image, the degradation and, the first time, compilation included.
+    """
 
     name: str
     steps: int
+    times: list[int]
     rmse: float
     psnr: float
     ssim: float
+    seconds: float
+    distances: list[Distance]
 
 
 class Report(NamedTuple):
-    """The scores of a run, with all that they depend on."""
+    """The scores of a run, with all that they depend on.
+
+    Attributes:
+      num_images: of the test split, the first ones, that were degraded and restored.
+      num_reference: of the test split, all, that distances are to; 0 where there are none.
+      weights: 'EMA', or 'none' where nothing was restored.
+      paper: the paper's (FID, SSIM, RMSE) by row, empty where it has none.
+    """
 
     source: str
     split: str
     num_images: int
+    num_reference: int
+    degradation: str
     T: int
     weights: str
     step: int
     rows: list[Row]
+    paper: dict[str, list[float]]
+
+
+class Truth(NamedTuple):
+    """What restored images are compared with.
+
+    Attributes:
+      images: the first of the test split, uint8 `[N, H, W, C]`.
+      spaces: feature spaces, with what is kept of the whole test split in each.
+    """
+
+    images: np.ndarray
+    spaces: list[tuple[Features, Collected]]
 
 
 def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
     """The first `limit` images of the test split (0: all), uint8 `[N, H, W, C]`."""
-    settings = config.data
-    return data.load(
-        settings.source,
-        settings.test_split,
-        size=settings.image_size,
-        channels=settings.channels,
-        limit=limit,
+    return load_split(config, config.data.test_split, limit=limit)
+
+
+def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
+    """The first test images, `config.eval.num_images` if None, in `config.eval.features`."""
+    spaces = [make_features(name, config) for name in config.eval.features]
+    kept = [of_split(features, config, config.data.test_split) for features in spaces]
+    count = config.eval.num_images if num_images is None else num_images
+    images = load_test_images(config, count)
+    return Truth(images, list(zip(spaces, kept, strict=True)))
+
+
+def ways_of(
+    experiment: Experiment, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
+) -> list[Way]:
+    """Each sampler with each number of steps; direct takes one.
+
+    Args:
+      samplers: the config's `eval.samplers` if None.
+      steps: the config's if empty.
+
+    Raises:
+      UserError: steps outside 1..T.
+    """
+    ways = []
+    for name in experiment.config.eval.samplers if samplers is None else samplers:
+        for count in (1,) if name == "direct" else steps or (experiment.steps,):
+            times_between(experiment.T, count)
+            ways.append(Way(name, count))
+    return ways
+
+
+def evaluate(
+    experiment: Experiment,
+    params: Any,
+    step: int,
+    *,
+    truth: Truth | None = None,
+    ways: Sequence[Way] | None = None,
+) -> Report:
+    """Scores the degraded images and each way to restore them.
+
+    Args:
+      params: of the restorer; not used if there is no way.
+      step: the training step they are of.
+      truth: `load_truth` of the config if None.
+      ways: `ways_of` the config if None.
+    """
+    config = experiment.config
+    truth = load_truth(config) if truth is None else truth
+    ways = ways_of(experiment) if ways is None else ways
+    experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
+    rows = [_score(experiment, params, truth, None)]
+    rows += [_score(experiment, params, truth, way) for way in ways]
+    return Report(
+        source=config.data.source,
+        split=config.data.test_split,
+        num_images=len(truth.images),
+        num_reference=truth.spaces[0][1].count if truth.spaces else 0,
+        degradation=config.degradation.name,
+        T=experiment.T,
+        weights="EMA" if ways else "none",
+        step=step,
+        rows=rows,
+        paper={name: list(scores) for name, scores in config.paper.items()},
     )
 
 
-def evaluate(experiment: Experiment, params: Any, step: int) -> Report:
-    """Scores `config.eval.samplers` on the test split.
-
-    Args:
-      params: of the restorer; not used if there are no samplers.
-      step: the training step they are of.
-    """
-    config = experiment.config
-    experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
-    images = load_test_images(config, config.eval.num_images)
-    T_only = np.array([experiment.T])
-    rows = [_score(experiment, params, images, "degraded", T_only)]
-    for name in config.eval.samplers:
-        times = times_between(experiment.T, 1 if name == "direct" else experiment.steps)
-        rows.append(_score(experiment, params, images, name, times))
-    source, split = config.data.source, config.data.test_split
-    weights = "EMA" if config.eval.samplers else "none"
-    return Report(source, split, len(images), experiment.T, weights, step, rows)
-
-
-def _score(
-    experiment: Experiment, params: Any, images: np.ndarray, name: str, times: np.ndarray
-) -> Row:
-    """One row: the images degraded to T, restored along `times`, compared with themselves."""
-    config, mesh = experiment.config, create_mesh()
+def _score(experiment: Experiment, params: Any, truth: Truth, way: Way | None) -> Row:
+    """One row: the images degraded to T, restored, compared with themselves; None: not restored."""
+    config, mesh, T = experiment.config, create_mesh(), experiment.T
     # Every device takes as many images as the next; none of it shows in the scores.
-    batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
-    sampler = Partial(_keep_degraded) if name == "degraded" else make_sampler(config, name)
-    mse, ssim = [], []
+    batch_size = min(config.eval.batch_size, len(truth.images))
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    name = "degraded" if way is None else way.sampler
+    times = np.array([T]) if way is None else times_between(T, way.steps)
+    sampler = Partial(_keep_degraded) if way is None else make_sampler(config, name)
+    images = truth.images
+    mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
-    with Meter(_TITLES[name], total=len(firsts), images_per_step=batch_size) as meter:
+    began = time.monotonic()
+    with Meter(f"{name} {len(times) - 1}", total=len(firsts), images_per_step=batch_size) as meter:
         for first in firsts:
             batch = images[first : first + batch_size]
             count = len(batch)
             # The last batch is filled up, so that one program serves all.
             batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
-            scores = _score_batch(
+            *scores, x0_hat = _score_batch(
                 sampler,
                 experiment.restore,
                 experiment.network_input,
@@ -117,16 +211,41 @@ def _score(
             )
             for scored, values in zip((mse, ssim), jax.device_get(scores), strict=True):
                 scored.extend(values[:count].tolist())
+            if truth.spaces:
+                restored.append(to_uint8(x0_hat)[:count])
             meter.advance()
         meter.note()
-    mean = math.fsum(mse) / len(mse)
-    mean_ssim = math.fsum(ssim) / len(ssim)
-    return Row(name, len(times) - 1, metrics.rmse(mean), metrics.psnr(mean), mean_ssim)
+    seconds = (time.monotonic() - began) / len(images)
+    distances = [
+        _distance(features, reference, restored, config.eval.counts)
+        for features, reference in truth.spaces
+    ]
+    mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
+    scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
+    return Row(name, len(times) - 1, times.tolist(), *scores)
+
+
+def _distance(
+    features: Features, reference: Collected, batches: list[np.ndarray], counts: Sequence[int]
+) -> Distance:
+    """Between the images of the batches and the reference."""
+    total = sum(map(len, batches))
+    if wrong := [n for n in counts if not 2 <= n <= total]:
+        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
+    found = collect(features, batches, total=total, counts=counts)
+    at = {
+        n: metrics.frechet_distance(moments.gaussian, reference.gaussian)
+        for n, moments in found.moments.items()
+    }
+    few = min(len(found.first), len(reference.first)) < _FEWEST
+    # Image i was made from image i of the split.
+    kernel = None if few else metrics.kernel_distance(found.first, reference.first, paired=True)
+    return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _score_batch(sampler, restore, network_input, degrade, params, images, key, first, times):
-    """Mean squared error and SSIM of each image, `[B]` both."""
+    """Mean squared error and SSIM of each image, `[B]` both, and x0_hat."""
     x0 = from_uint8(images)
     keys = image_keys(key, first, len(images))
     xT = network_input(jax.vmap(degrade, (0, None, 0))(x0, times[0], keys))
@@ -134,7 +253,7 @@ def _score_batch(sampler, restore, network_input, degrade, params, images, key, 
     truth, found = to_unit(x0), to_unit(x0_hat)
     small = min(images.shape[1:3]) < metrics.SSIM_WINDOW
     ssim = jnp.full(len(images), jnp.nan) if small else metrics.ssim(truth, found)
-    return metrics.mean_squared_error(truth, found), ssim
+    return metrics.mean_squared_error(truth, found), ssim, x0_hat
 
 
 def _keep_degraded(restore, degrade, params, xT, keys, times):
@@ -147,16 +266,33 @@ def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarr
     sampler = make_sampler(experiment.config)
     times = times_between(experiment.T, experiment.steps)
     marks = marks_of(sampler, times, 6)
+    x0, iterates = from_uint8(jnp.asarray(images)), walk(experiment, params, images, marks)
+    _, restored = walk(experiment, params, images, times[[0, -1]], Partial(direct))
+    columns = [x0, iterates[0], restored, *iterates[1:]]
+    name = experiment.config.sampler.name
+    titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"{name} t={t}" for t in marks[1:])]
+    return grid([np.asarray(c) for c in columns], titles)
+
+
+def walk(
+    experiment: Experiment,
+    params: Any,
+    images: np.ndarray,
+    marks: np.ndarray,
+    sampler: Sampler | None = None,
+) -> jax.Array:
+    """The walk from xT of uint8 `images` back to x0, at the times `marks`; `[marks, B, H, W, C]`.
+
+    Args:
+      sampler: the config's if None.
+    """
+    sampler = make_sampler(experiment.config) if sampler is None else sampler
+    times = times_between(experiment.T, experiment.steps)
     x0, keys = _images_and_keys(experiment, images)
     xT = jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
     xT = experiment.network_input(xT)
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
-    restored = run_sampler(Partial(direct), *common)
-    _, iterates = run_sampler(sampler, *common, marks)
-    columns = [x0, xT, restored, *iterates[1:]]
-    name = experiment.config.sampler.name
-    titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"{name} t={t}" for t in marks[1:])]
-    return grid([np.asarray(c) for c in columns], titles)
+    return run_sampler(sampler, *common, marks)[1]
 
 
 def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
@@ -178,42 +314,3 @@ def _images_and_keys(experiment: Experiment, images: np.ndarray) -> tuple[jax.Ar
     """x0 and the keys of their patterns, the same in every picture and score."""
     keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
     return from_uint8(jnp.asarray(images)), keys
-
-
-def markdown(report: Report) -> str:
-    """The report as a Markdown table under a line that says what it is of."""
-    head = (
-        f"{report.source}, split {report.split}, n = {report.num_images}, T = {report.T}, "
-        f"weights {report.weights} of step {report.step}"
-    )
-    lines = [head, "", "| | steps | RMSE | PSNR (dB) | SSIM |", "|---|---|---|---|---|"]
-    for row in report.rows:
-        ssim = "–" if math.isnan(row.ssim) else f"{row.ssim:.4f}"  # images below its window
-        scores = f"{row.rmse:.4f} | {row.psnr:.2f} | {ssim}"
-        lines.append(f"| {_TITLES[row.name]} | {row.steps} | {scores} |")
-    return "\n".join(lines) + "\n"
-
-
-def as_json(report: Report) -> str:
-    """The report as JSON; a score that does not exist is null."""
-    rows = [
-        {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
-        for row in (r._asdict() for r in report.rows)
-    ]
-    return json.dumps(report._asdict() | {"rows": rows}, indent=2) + "\n"
-
-
-def write(report: Report, experiment: Experiment, params: Any, workdir: Path) -> Path:
-    """Writes `report.json`, `report.md` and `samples.png` (if anything was restored).
-
-    Returns:
-      Their folder, `workdir/evaluation/STEP`.
-    """
-    folder = workdir / "evaluation" / f"{report.step:07d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(as_json(report))
-    (folder / "report.md").write_text(markdown(report))
-    if experiment.config.eval.samplers:
-        images = load_test_images(experiment.config, experiment.config.eval.pictures)
-        save_png(folder / "samples.png", picture(experiment, params, images))
-    return folder

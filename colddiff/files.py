@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all, and JSON."""
+"""Files that are there whole or not at all; JSON and Markdown."""
 
 import json
+import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,3 +46,20 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes it, two spaces a level."""
     with whole(path) as file:
         file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
+def as_json(value: Any) -> Any:
+    """Named tuples as dicts, in JSON's types; a number that is not finite is null."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; the first row is its header."""
+    header, *rows = (f"| {' | '.join(row)} |".replace("|  |", "| |") for row in cells)
+    return [header, "|" + "---|" * len(cells[0]), *rows]

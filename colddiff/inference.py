@@ -228,11 +228,13 @@ def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=
     return sampler(restore, degrade, params, xT, keys, times, iterates_at)
 
 
-def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | None = None) -> Run:
+def load(
+    workdir: str | Path, *, step: int | str | None = None, config: ConfigDict | None = None
+) -> Run:
     """The run in `workdir`.
 
     Args:
-      step: of which checkpoint; None for the last.
+      step: of which checkpoint; None for the last, 'best' for the best by its `train.best`.
       config: to use instead of the saved one; model and degradation must be the same.
 
     Raises:
@@ -249,6 +251,8 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
         steps = manager.all_steps()
         if not steps:
             raise nothing
+        if step == "best":
+            step = _best_step(workdir, checkpoint.restore_config(manager, max(steps)))
         if step is not None and step not in steps:
             raise UserError(
                 f"{workdir} has no checkpoint of step {step}; there are {sorted(steps)}"
@@ -267,6 +271,18 @@ def load(workdir: str | Path, *, step: int | None = None, config: ConfigDict | N
         )
         params = checkpoint.restore_ema(manager, like, step)
     return Run(experiment, params, step, workdir)
+
+
+def _best_step(workdir: Path, config: ConfigDict) -> int:
+    """Of the checkpoints there, by the score that the run kept its best one by."""
+    score = config.train.best
+    if not score:
+        raise UserError(f"{workdir} was trained without config.train.best: it knows no best step")
+    with checkpoint.open_manager(workdir, best=score) as manager:
+        step = manager.best_step()
+    if step is None:
+        raise UserError(f"no checkpoint in {workdir} has the score {score}")
+    return step
 
 
 def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:

@@ -14,20 +14,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from colddiff.errors import UserError
 
 _MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade")
+_OF_A_RUN = ("evaluate", "generate")  # without --config they take the one that was trained with
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives: checkpoints, logs, pictures.")
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir",
+    None,
+    "Where the run lives: checkpoints, logs, pictures. Given several times, --mode=evaluate scores "
+    "each run with its own config and makes one table.",
+)
 _MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "Of the images to generate: 0-9999 or 3,7,20-29.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of generated images; one of its own in WORKDIR/generated if not given."
+    "output",
+    None,
+    "Folder of generated images, one of its own in WORKDIR/generated if not given; or of the table "
+    "of several runs, evaluation if not given.",
+)
+_STEP = flags.DEFINE_string(
+    "step", None, "Of which checkpoint: a number, or best; the last if none."
+)
+_SAMPLERS = flags.DEFINE_list(
+    "samplers", None, "To evaluate with, instead of config.eval.samplers: direct,naive,tacos."
+)
+_STEPS = flags.DEFINE_list(
+    "steps", None, "Numbers of steps to evaluate each sampler with: 5,10,20. Makes a study."
 )
 _FOLDERS = flags.DEFINE_multi_string(
     "folder", [], "TITLE=FOLDER of images to compare with the config's data; give one or more."
@@ -38,12 +56,13 @@ def main(argv: Sequence[str]) -> None:
     """Does what `--mode` says with `--config` in `--workdir`."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options begin with --")
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser().absolute()
+    config = _CONFIG.value
+    workdir, *others = (Path(text).expanduser().absolute() for text in _WORKDIR.value)
 
     # Imported here so that a mistake in the flags is answered at once.
     from colddiff import compare
     from colddiff.build import build
-    from colddiff.evaluate import evaluate, gallery, load_test_images, markdown, write
+    from colddiff.evaluate import gallery, load_test_images
     from colddiff.generate import folder_of, generate, parse_seeds
     from colddiff.images import save_png
     from colddiff.inference import load
@@ -52,17 +71,10 @@ def main(argv: Sequence[str]) -> None:
     if "train" in _MODE.value:
         train(config, workdir)
     if "evaluate" in _MODE.value:
-        if config.eval.samplers:
-            run = load(workdir, config=config)
-            experiment, params, step = run.experiment, run.params, run.step
-        else:  # the Degraded row needs no training
-            experiment, params, step = build(config), None, 0
-        report = evaluate(experiment, params, step)
-        folder = write(report, experiment, params, workdir)
-        sys.stdout.write(f"\n{markdown(report)}\nreport and pictures: {folder}\n")
+        _evaluate(config, [workdir, *others])
     if _MODE.value == "generate":
         seeds = parse_seeds(_SEEDS.value)
-        run = load(workdir, config=config)
+        run = load(workdir, step=_step(), config=config)
         given = _OUTPUT.value
         folder = Path(given).expanduser().absolute() if given else folder_of(run)
         generate(run, seeds, folder)
@@ -76,6 +88,46 @@ def main(argv: Sequence[str]) -> None:
         path = workdir / "degraded.png"
         save_png(path, gallery(build(config), images))
         sys.stdout.write(f"picture: {path}\n")
+
+
+def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
+    """Scores each run and writes its report; of several, one table as well."""
+    from colddiff import report
+    from colddiff.build import build
+    from colddiff.evaluate import evaluate, ways_of
+    from colddiff.inference import load
+
+    steps = [_whole("--steps", text) for text in _STEPS.value or ()]
+    reports = {}
+    for workdir in workdirs:
+        if config is not None and not (_SAMPLERS.value or config.eval.samplers):
+            experiment, params, step = build(config), None, 0  # the Degraded row needs no training
+        else:
+            run = load(workdir, step=_step(), config=config)
+            experiment, params, step = run.experiment, run.params, run.step
+        ways = ways_of(experiment, _SAMPLERS.value, steps)
+        found = evaluate(experiment, params, step, ways=ways)
+        name = "study" if steps else "report"
+        folder = report.write(found, experiment, params, workdir, name=name)
+        title = workdir.name if workdir.name not in reports else str(workdir)
+        reports[title] = found
+        sys.stdout.write(f"\n{report.markdown({title: found})}\nreport and pictures: {folder}\n")
+    if len(reports) > 1:
+        folder = Path(_OUTPUT.value or "evaluation").expanduser().absolute()
+        report.write_table(reports, folder)
+        sys.stdout.write(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
+
+
+def _step() -> int | str | None:
+    """What --step says."""
+    given = _STEP.value
+    return given if given in (None, "best") else _whole("--step", given)
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.strip().isdecimal():
+        raise UserError(f"{flag}: {text!r} must be a whole number")
+    return int(text)
 
 
 def run() -> None:
@@ -96,10 +148,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's flags; whatever it or the config file's reader cannot take is the user's error."""
     try:
         rest = flags.FLAGS(argv)
-        for flag in (_CONFIG, _WORKDIR):
-            if flag.value is None:
-                raise UserError(f"--{flag.name} is needed; see python -m colddiff.main --help")
-        _CONFIG.value.lock()  # reading it shows whether the file could be loaded
+        if _WORKDIR.value is None:
+            raise UserError("--workdir is needed; see python -m colddiff.main --help")
+        several = len(_WORKDIR.value) > 1
+        if _CONFIG.value is None:
+            if _MODE.value not in _OF_A_RUN:
+                raise UserError("--config is needed; see python -m colddiff.main --help")
+        elif several:
+            raise UserError("leave --config out for several --workdir: each run has its own")
+        else:
+            _CONFIG.value.lock()  # reading it shows whether the file could be loaded
+        if several and _MODE.value != "evaluate":
+            raise UserError("several --workdir are for --mode=evaluate alone")
     except (flags.Error, UserError) as error:
         raise UserError(str(error)) from error
     except Exception as error:  # of the config file's own code, or of a --config.FIELD

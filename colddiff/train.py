@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 from tensorboardX import SummaryWriter
 
-from colddiff import checkpoint, data, evaluate
+from colddiff import checkpoint, data, evaluate, report
 from colddiff.build import Experiment, build
 from colddiff.degradations import Degrade
 from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
 from colddiff.errors import UserError
+from colddiff.files import read_json, write_json
 from colddiff.images import from_uint8, mosaic, save_png
 from colddiff.inference import Run, forget_priors, load_prior
 from colddiff.progress import Meter
@@ -127,8 +128,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         forget_priors(workdir)
     load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = _load_train_images(config)
+    truth = _load_truth(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
-    with checkpoint.open_manager(workdir, keep=config.train.checkpoints_kept) as manager:
+    settings = config.train
+    with checkpoint.open_manager(
+        workdir, keep=settings.checkpoints_kept, best=settings.best
+    ) as manager:
         state = init_state(experiment, mesh)
         logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         if start:
@@ -144,7 +149,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             rows=rows,
             threads=config.data.threads,
         )
-        _loop(experiment, mesh, state, batches, pictured, manager, workdir)
+        _loop(experiment, mesh, state, batches, pictured, truth, manager, workdir)
 
 
 def _loop(
@@ -153,10 +158,11 @@ def _loop(
     state: TrainState,
     batches: Iterable[np.ndarray],
     pictured: np.ndarray,
+    truth: evaluate.Truth | None,
     manager: CheckpointManager,
     workdir: Path,
 ) -> None:
-    """Step, log, picture (of the images `pictured`), save, until the batches end."""
+    """Step, log, picture (of the images `pictured`), score, save, until the batches end."""
     settings = experiment.config.train
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
@@ -182,8 +188,13 @@ def _loop(
                     save_png(workdir / name / f"{step:07d}.png", picture)
                     writer.add_image(name, picture, step, dataformats="HWC")
             if saves:
+                scores = None
+                if truth is not None:
+                    scores = _scores(experiment, state, truth, workdir)
+                    for name, value in scores.items():
+                        writer.add_scalar(f"test/{name}", value, step)
                 writer.flush()
-                checkpoint.save(manager, state, experiment.config)
+                checkpoint.save(manager, state, experiment.config, scores)
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -197,6 +208,43 @@ def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
         x0 = run.generate(run.params, range(count))
         pictures["generated"] = mosaic(np.asarray(x0))
     return pictures
+
+
+def _load_truth(config: ConfigDict) -> evaluate.Truth | None:
+    """What checkpoints are scored against; None if they are not.
+
+    Raises:
+      UserError: there is a score to find the best one by, and it will not be measured.
+    """
+    count, best = config.train.scored, config.train.best
+    if not count:
+        if best:
+            raise UserError(f"config.train.best={best!r} needs config.train.scored test images")
+        return None
+    sampler, _, score = best.partition("/")
+    known = ["rmse", "psnr", "ssim"]
+    known += [f"{kind}/{space}" for space in config.eval.features for kind in ("fd", "kd")]
+    if best and (sampler not in config.eval.samplers or score not in known):
+        expected = f"SAMPLER/SCORE of {config.eval.samplers} and {', '.join(known)}"
+        raise UserError(f"config.train.best={best!r} must be {expected}")
+    return evaluate.load_truth(config, count)
+
+
+def _scores(
+    experiment: Experiment, state: TrainState, truth: evaluate.Truth, workdir: Path
+) -> dict[str, float]:
+    """Of the averaged parameters; added to evolution.json and its pictures."""
+    step = int(state.step)
+    scores = report.scores_of(evaluate.evaluate(experiment, state.ema_params, step, truth=truth))
+    path = workdir / "evolution.json"
+    before = (read_json(path) or {"scores": {}})["scores"]
+    # A run that went on from an earlier checkpoint measures what came after it anew.
+    kept = {k: v for k, v in before.items() if int(k) < step} | {str(step): scores}
+    evolution = {"num_images": len(truth.images), "scores": kept}
+    write_json(path, evolution)
+    for kind, picture in report.evolution_plots(evolution).items():
+        save_png(workdir / "evolution" / f"{report.file_name(kind)}.png", picture)
+    return scores
 
 
 def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics]) -> None:

@@ -31,4 +31,5 @@ def get_config() -> ConfigDict:
     )
     config.sampler.name = "ddim"
     config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))  # xT is the animal
+    config.paper = ConfigDict()
     return config

@@ -62,6 +62,8 @@ def get_config() -> ConfigDict:
     train.sample_every = 5000  # steps between pictures; 0 for none
     train.checkpoint_every = 5000  # steps
     train.checkpoints_kept = 3
+    train.scored = 0  # test images that are scored at every checkpoint; 0 for none
+    train.best = ""  # a score, such as tacos/rmse or tacos/fd/pca: its best checkpoint is kept
 
     # steps: 0 for every t of T..1; a ddim may also have its eta, in 0..1.
     config.sampler = ConfigDict(dict(name="tacos", steps=0))  # direct | naive | tacos | ddim | ddpm
@@ -79,5 +81,12 @@ def get_config() -> ConfigDict:
     evaluation.num_images = 0  # the first so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures
+    # Spaces for Fréchet and kernel distances (colddiff.features): pixels, pca, classifier (of the
+    # source's labels), inception (FID; downloads its weights).
+    evaluation.features = ("pca",)
+    evaluation.counts = ()  # how many of the first images to give Fréchet distances of as well
+
+    # The paper's (FID, SSIM, RMSE) by row: degraded, direct, tacos. Shown beside ours.
+    config.paper = ConfigDict()
 
     return config.lock()  # a field that does not exist here is a mistake

@@ -34,4 +34,5 @@ def get_config() -> ConfigDict:
         )
     )
     config.prior = ConfigDict(dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002))
+    config.paper = ConfigDict()
     return config

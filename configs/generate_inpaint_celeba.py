@@ -27,4 +27,5 @@ def get_config() -> ConfigDict:
         )
     )
     config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))  # xT is the colour
+    config.paper = ConfigDict()
     return config

@@ -18,4 +18,5 @@ from configs import superres_celeba
 def get_config() -> ConfigDict:
     config = superres_celeba.get_config()
     config.prior = ConfigDict(dict(name="gaussian_mixture", size=2, components=1, noise_std=0.0))
+    config.paper = ConfigDict()
     return config

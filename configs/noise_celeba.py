@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     config.sampler.name = "ddim"
     config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))  # xT is the noise
     config.eval.samplers = ("direct", "tacos", "ddim")
+    config.paper = ConfigDict()
     return config

@@ -5,11 +5,6 @@
 Data: MNIST as prepared by TFDS; for training enlarged to 35² and cut to its centre. Cost: 700,000
 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
 
-    paper     FID     SSIM   RMSE
-    Degraded  368.56  .178   .231
-    Sampled   4.33    .820   .115
-    Direct    4.05    .823   .114
-
 Measured here: Degraded SSIM .1781, RMSE .2305.
 """
 
@@ -27,6 +22,13 @@ def get_config() -> ConfigDict:
             name="pixelate",
             num_steps=3,
             method="area",
+        )
+    )
+    config.paper = ConfigDict(
+        dict(
+            degraded=(368.56, 0.178, 0.231),
+            tacos=(4.33, 0.820, 0.115),
+            direct=(4.05, 0.823, 0.114),
         )
     )
     return config

@@ -19,6 +19,7 @@ from configs import blur_digits
 ROOT = Path(__file__).parent.parent
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 
+os.environ["COLDDIFF_CACHE"] = str(ROOT / ".cache" / "colddiff")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

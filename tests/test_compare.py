@@ -39,17 +39,20 @@ def test_measures_of_known_sets(config, train, tmp_path):
     rows = {row.title: row for row in report.rows}
     assert list(rows) == ["data, train split", "data, test split", "copies", "gray", "one"]
     assert rows["copies"][1:] == rows["data, train split"][1:]
-    assert rows["copies"].frechet_train == pytest.approx(0, abs=1e-6)
-    assert rows["copies"].frechet_test == pytest.approx(rows["data, test split"].frechet_train)
-    assert 0.3 < rows["copies"].frechet_test < 2  # of other digits of the same kind
+    gaps = {title: row.gaps[0] for title, row in rows.items()}
+    assert gaps["copies"].features == "pca-32 of digits"
+    assert gaps["copies"].train == pytest.approx(0, abs=1e-6)
+    assert gaps["copies"].test == pytest.approx(gaps["data, test split"].train)
+    assert 0.3 < gaps["copies"].test < 2  # of other digits of the same kind
     test = data.load("digits", "test", size=16, channels=1)
     pca = PCA(32).fit(train.reshape(1500, -1) / 255)
     features = [
-        metrics.gaussian(pca.transform(x.reshape(len(x), -1) / 255)) for x in (test, shifted)
+        metrics.moments(pca.transform(x.reshape(len(x), -1) / 255)).gaussian
+        for x in (test, shifted)
     ]
     expected = metrics.frechet_distance(*features)
-    assert rows["gray"].frechet_test == pytest.approx(expected, rel=1e-3)
-    assert rows["gray"].frechet_train > 5 and rows["one"].frechet_train > 5
+    assert gaps["gray"].test == pytest.approx(expected, rel=1e-3)
+    assert gaps["gray"].train > 5 and gaps["one"].train > 5
     assert [rows[t].num_images for t in ("copies", "gray", "one")] == [1500, 600, 5]
     assert rows["one"].pairwise == pytest.approx(0, abs=1e-6)
     first = train[:512].reshape(512, -1) / 255
@@ -60,12 +63,12 @@ def test_measures_of_known_sets(config, train, tmp_path):
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["title"] for row in written["rows"]] == list(rows)
     assert (tmp_path / "out" / "comparison.md").read_text() == markdown(report)
-    gray = rows["gray"]
-    line = (
-        f"| gray | 600 | {gray.frechet_train:.2f} | {gray.frechet_test:.2f} | {gray.pairwise:.3f} |"
-    )
+    gray = gaps["gray"]
+    line = f"| gray | 600 | {gray.train:.2f} | {gray.test:.2f} | {rows['gray'].pairwise:.3f} |"
     assert line in markdown(report).splitlines()
-    assert f"{gray.frechet_train:.2f}" != f"{gray.frechet_test:.2f}"
+    assert f"{gray.train:.2f}" != f"{gray.test:.2f}"
+    assert "| FD to train, pca-32 of digits |" in markdown(report)
+    assert written["rows"][2]["gaps"][0]["train"] == gaps["copies"].train
     picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png"))
     assert picture.shape[1] == 4 * 98 + 2  # the data, and three folders
     assert picture.shape[0] < 6 * 98 + 40  # five images: as many as the smallest has

@@ -63,4 +63,4 @@ def test_broken_symmetry_makes_different_images(tmp_path):
     found = {row["title"]: row for row in report["rows"]}
     assert found["broken"]["pairwise"] > 2 * found["perfect"]["pairwise"]
     for other in ("perfect", "naive", "direct"):
-        assert found["broken"]["frechet_test"] < found[other]["frechet_test"], other
+        assert found["broken"]["gaps"][0]["test"] < found[other]["gaps"][0]["test"], other

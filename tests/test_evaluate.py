@@ -1,7 +1,6 @@
 """Scores with restorers whose right answer is known, and on real data."""
 
 import importlib
-import json
 from pathlib import Path
 
 import jax
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from ml_collections import ConfigDict
-from PIL import Image
+from sklearn.decomposition import PCA
 
-from colddiff import evaluate
+from colddiff import data, evaluate, metrics
 from colddiff.build import build
+from colddiff.errors import UserError
 from colddiff.images import from_uint8, to_uint8
 from colddiff.inference import Run
 
@@ -75,25 +75,71 @@ def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
         assert row.psnr == pytest.approx(-20 * np.log10(expected), rel=1e-5)
 
 
-def test_the_report_is_written(tmp_path):
+def test_distances_are_those_of_the_restored_images():
+    """Against NumPy and scikit-learn: D has no pattern, so xT is known."""
+    config = tiny_config()
+    config.eval.samplers = ()
+    config.eval.num_images = 101
+    config.eval.features = ("pixels", "pca")
+    config.eval.counts = (40,)
+    experiment = build(config)
+    report = evaluate.evaluate(experiment, None, 0)
+    assert (report.num_images, report.num_reference) == (101, 297)
+    test = evaluate.load_test_images(config, 0)
+    x0 = from_uint8(test[:101])
+    xT = to_uint8(jax.jit(jax.vmap(experiment.degrade, (0, None, None)))(x0, 6, jax.random.key(0)))
+    train = data.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
+    pca = PCA(32, svd_solver="full").fit(train)
+    flat = lambda images: images.reshape(len(images), -1) / 255  # noqa: E731
+    for distance, of in zip(
+        report.rows[0].distances, (flat, lambda x: pca.transform(flat(x))), strict=True
+    ):
+        restored, truth = of(xT), of(test)
+        gaussians = [metrics.moments(f).gaussian for f in (restored, restored[:40], truth)]
+        expected = metrics.frechet_distance(gaussians[0], gaussians[2])
+        assert distance.frechet == pytest.approx(expected, rel=1e-3)
+        expected = metrics.frechet_distance(gaussians[1], gaussians[2])
+        assert distance.frechet_at == {40: pytest.approx(expected, rel=1e-3)}
+        expected = metrics.kernel_distance(restored, truth, paired=True)
+        assert distance.kernel.value == pytest.approx(expected.value, rel=1e-2)
+    assert [d.features for d in report.rows[0].distances] == ["pixels", "pca-32 of digits"]
+
+    config.eval.counts = (40, 102)
+    with pytest.raises(UserError, match=r"eval.counts has \[102\]; there are 101 images"):
+        evaluate.evaluate(experiment, None, 0)
+
+
+def test_restored_images_that_are_the_truth_are_at_distance_0():
+    config = tiny_config()
+    config.eval.num_images = 0
+    config.eval.samplers = ("direct", "tacos")
+    shift = jax.tree_util.Partial(lambda x0, t, key: x0 + 0.1 * t)
+    experiment = build(config)._replace(degrade=shift)
+    experiment = experiment._replace(restore=lambda params, xt, t: xt - 0.1 * t[0])
+    degraded, *restored = evaluate.evaluate(experiment, None, 7).rows
+    assert degraded.distances[0].frechet > 1
+    for row in restored:
+        assert row.distances[0].frechet <= 1e-6
+        assert abs(row.distances[0].kernel.value) <= 1e-6
+
+
+def test_ways_are_samplers_by_steps():
     experiment = build(tiny_config())
-    rows = [
-        evaluate.Row("degraded", 0, 0.25, 12.04, 0.5),
-        evaluate.Row("direct", 1, 0, float("inf"), 1),
+    assert evaluate.ways_of(experiment) == [("direct", 1), ("naive", 6), ("tacos", 6)]
+    ways = evaluate.ways_of(experiment, ("naive", "direct"), (1, 3))
+    assert ways == [("naive", 1), ("naive", 3), ("direct", 1)]
+    with pytest.raises(UserError, match=r"steps=7 must lie in 1\.\.T=6"):
+        evaluate.ways_of(experiment, ("tacos",), (3, 7))
+    config = tiny_config()
+    config.eval.num_images = 4
+    experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)
+    rows = evaluate.evaluate(experiment, None, 0, ways=ways).rows[1:]
+    assert [(row.name, row.times) for row in rows] == [
+        ("naive", [6, 0]),
+        ("naive", [6, 4, 2, 0]),
+        ("direct", [6, 0]),
     ]
-    report = evaluate.Report("digits", "test", 20, 6, "EMA", 8, rows)
-    params = jax.jit(lambda: experiment.model.init(
-        jax.random.key(0), np.zeros((1, 16, 16, 1)), np.zeros(1, int))["params"])()  # fmt: skip
-    folder = evaluate.write(report, experiment, params, tmp_path)
-    assert folder == tmp_path / "evaluation" / "0000008"
-    data = json.loads((folder / "report.json").read_text())
-    assert data["num_images"] == 20 and data["weights"] == "EMA" and data["step"] == 8
-    assert data["rows"][0]["rmse"] == 0.25 and data["rows"][1]["psnr"] is None
-    text = (folder / "report.md").read_text()
-    assert "digits, split test, n = 20, T = 6, weights EMA of step 8" in text
-    assert "| Degraded (xT) | 0 | 0.2500 | 12.04 | 0.5000 |" in text
-    picture = np.asarray(Image.open(folder / "samples.png"))
-    assert picture.shape[1] > 6 * 96 and picture.std() > 10
+    assert rows[0].rmse == pytest.approx(rows[2].rmse) != rows[1].rmse  # one step of either
 
 
 def test_only_the_start_of_a_walk_is_cut_to_8_bits():
@@ -187,6 +233,7 @@ def test_degraded_rows_of_the_paper(name, ssim, rmse, real_data):
     """On the whole test sets; snow within what one draw for a whole batch can give."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.eval.samplers = ()
+    config.eval.features = ()
     config.eval.batch_size = 500
     report = evaluate.evaluate(build(config), None, 0)
     assert report.num_images == 10_000
@@ -204,6 +251,7 @@ def test_rows_are_of_the_configs_own_sampler():
     for eta in (0.0, 1.0):
         config.sampler = ConfigDict(dict(name="ddim", steps=0, eta=eta))
         experiment = build(config)._replace(restore=lambda params, xt, t: 0.5 * xt)
-        found[eta] = evaluate.evaluate(experiment, None, 0).rows
+        rows = evaluate.evaluate(experiment, None, 0).rows
+        found[eta] = [row._replace(seconds=0.0) for row in rows]
     assert found[0.0][:2] == found[1.0][:2]
     assert abs(found[0.0][2].rmse - found[1.0][2].rmse) > 1e-2

@@ -48,6 +48,23 @@ def test_ssim_refuses_images_below_its_window():
         metrics.ssim(jnp.zeros((1, 8, 8, 1)), jnp.zeros((1, 8, 8, 1)))
 
 
+def gaussian(features):
+    return metrics.moments(features).gaussian
+
+
+def test_moments_stream():
+    """In parts of any size, far from 0: NumPy's mean and covariance of the whole."""
+    x = np.random.default_rng(3).normal(1e4, 1, (500, 7)) * np.arange(1, 8)
+    found = metrics.moments(x[:3])
+    for first, last in ((3, 4), (4, 117), (117, 500)):
+        found = metrics.merge(found, metrics.moments(x[first:last]))
+    assert found.count == 500
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(found.gaussian.covariance, np.cov(x.T), rtol=1e-9, atol=1e-9)
+    with pytest.raises(UserError, match="needs 2 or more images; there are 1"):
+        _ = metrics.moments(x[:1]).gaussian
+
+
 def test_frechet_distance_against_scipy():
     """|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½) with SciPy's general matrix root."""
     rng = np.random.default_rng(0)
@@ -56,7 +73,7 @@ def test_frechet_distance_against_scipy():
     a, b = np.cov(x.T), np.cov(y.T)
     root = scipy.linalg.sqrtm(a @ b).real
     expected = np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + np.trace(a + b - 2 * root)
-    found = metrics.frechet_distance(metrics.gaussian(x), metrics.gaussian(y))
+    found = metrics.frechet_distance(gaussian(x), gaussian(y))
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -64,8 +81,66 @@ def test_frechet_distance_in_closed_form():
     """Of one feature it is (μ_x - μ_y)² + (σ_x - σ_y)²; singular covariances are no trouble."""
     x, y = np.array([[1.0], [3.0], [5.0]]), np.array([[0.0], [7.0]])
     expected = (3 - 3.5) ** 2 + (2 - np.sqrt(24.5)) ** 2
-    assert metrics.frechet_distance(*map(metrics.gaussian, (x, y))) == pytest.approx(expected)
-    few = metrics.gaussian(np.random.default_rng(1).normal(size=(3, 20)))  # of rank 2
+    assert metrics.frechet_distance(*map(gaussian, (x, y))) == pytest.approx(expected)
+    few = gaussian(np.random.default_rng(1).normal(size=(3, 20)))  # of rank 2
     assert 0 <= metrics.frechet_distance(few, few) < 1e-6
     moved = few._replace(mean=few.mean + 2)
     assert metrics.frechet_distance(few, moved) == pytest.approx(80)
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Σ_y = Σ_x scaled along its axes: |Δμ|² + Σ (√λ - √λ')², though they are not diagonal."""
+    rng = np.random.default_rng(4)
+    for dimensions in (3, 40):
+        axes = np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0]
+        mine, theirs = rng.uniform(0, 5, (2, dimensions))
+        theirs[0] = 0  # singular
+        step = rng.normal(size=dimensions)
+        x = metrics.Gaussian(np.zeros(dimensions), axes * mine @ axes.T)
+        y = metrics.Gaussian(step, axes * theirs @ axes.T)
+        expected = step @ step + np.sum((np.sqrt(mine) - np.sqrt(theirs)) ** 2)
+        assert metrics.frechet_distance(x, y) == pytest.approx(expected, abs=1e-6)
+        assert metrics.frechet_distance(y, x) == pytest.approx(expected, abs=1e-6)
+        assert metrics.frechet_distance(y, y) <= 1e-6
+
+
+def kernel(a, b):
+    return (a @ b / len(a) + 1) ** 3
+
+
+def test_kernel_distance_is_the_unbiased_mmd():
+    """Against its definition, pair by pair; and with the pairs of an image and itself left out."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(23, 4)), rng.normal(0.5, 1, (31, 4))
+    mean = lambda a, b, keep: np.mean(  # noqa: E731
+        [kernel(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if keep(i, j)]
+    )
+    every, other = lambda i, j: True, lambda i, j: i != j
+    within = mean(x, x, other) + mean(y, y, other)
+    for paired, keep in ((False, every), (True, other)):
+        expected = within - 2 * mean(x, y, keep)
+        found = metrics.kernel_distance(x, y, paired=paired)
+        assert found.value == pytest.approx(expected, rel=1e-12)
+        assert metrics.kernel_distance(y, x, paired=paired).value == pytest.approx(expected)
+    with pytest.raises(UserError, match="needs 4 or more images; there are 3"):
+        metrics.kernel_distance(x, y[:3])
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.8, 1.6), (1.0, 0.8, 1.25)])
+@pytest.mark.parametrize("paired", [False, True])
+def test_kernel_distance_is_unbiased_and_knows_its_error(shift, low, high, paired):
+    """Over 250 pairs of sets, drawn apart or the one from the other: its mean, and its spread."""
+    rng = np.random.default_rng(6)
+    values, errors = [], []
+    for _ in range(250):
+        x, y = rng.normal(size=(2, 40, 5))
+        x = y if paired else x
+        found = metrics.kernel_distance(x + shift, y, paired=paired)
+        values.append(found.value)
+        errors.append(found.error)
+    big = np.random.default_rng(7).normal(size=(2, 3000, 5))
+    truth = metrics.kernel_distance(big[0] + shift, big[1]) if shift else metrics.Estimate(0, 0)
+    error = np.hypot(np.std(values) / np.sqrt(250), truth.error)
+    assert abs(np.mean(values) - truth.value) < 4 * error + 1e-12
+    if not (paired and not shift):  # there every value is 0
+        assert low < np.sqrt(np.mean(np.square(errors))) / np.std(values) < high

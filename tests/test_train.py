@@ -1,5 +1,6 @@
 """The train step against a plain one, and runs that stop, go on and are refused."""
 
+import json
 import shutil
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tensorboard_events import read_events
 
-from colddiff import checkpoint, inference
+from colddiff import checkpoint, evaluate, inference
 from colddiff.build import build
 from colddiff.devices import create_mesh
 from colddiff.errors import UserError
@@ -229,8 +230,6 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
 
 def test_train_step_and_sampler_compile_once(tmp_path, compiled):
     """Over a run with pictures, checkpoints, a last partial batch of evaluation and two samples."""
-    from colddiff import evaluate
-
     config = tiny_config()
     config.train.sample_every = 2
     train(config, tmp_path)
@@ -265,6 +264,62 @@ def test_what_training_leaves_to_look_at(tmp_path):
     assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3)
     corners = shown[2::66, 2::66, 0][:3, :3].astype(int).ravel()
     assert np.abs(corners[:8] - x0[:, 0, 0, 0]).max() <= 1
+
+
+def test_checkpoints_are_scored_and_the_best_one_is_kept(tmp_path, monkeypatch):
+    """The scores are made up: from step 4 on it gets worse."""
+    config = tiny_config()
+    config.train.checkpoint_every = 2
+    config.train.checkpoints_kept = 1
+    config.train.scored = 5
+    config.train.best = "tacos/rmse"
+
+    def made_up(experiment, params, step, *, truth):
+        assert len(truth.images) == 5 and truth.spaces[0][1].count == 297
+        row = evaluate.Row("tacos", 6, [6, 0], 0.2 + abs(step - 4), 1.0, 0.5, 0.0, [])
+        seen.append((step, params))
+        rows = [row._replace(name="degraded"), row]
+        return evaluate.Report("digits", "test", 5, 297, "blur", 6, "EMA", step, rows, {})
+
+    seen = []
+    monkeypatch.setattr(evaluate, "evaluate", made_up)
+    for num_steps in (6, 8):
+        config.train.num_steps = num_steps
+        train(config, tmp_path)
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.all_steps() == [4, 8]
+    assert inference.load(tmp_path, step="best").step == 4
+    last = inference.load(tmp_path)
+    assert last.step == 8 and [step for step, _ in seen] == [2, 4, 6, 8]
+    assert equal(seen[-1][1], last.params)  # the averaged ones
+
+    evolution = json.loads((tmp_path / "evolution.json").read_text())
+    assert evolution["num_images"] == 5
+    found = {step: scores["tacos/rmse"] for step, scores in evolution["scores"].items()}
+    assert found == {"2": 2.2, "4": 0.2, "6": 2.2, "8": 4.2}
+    tags = {(step, tag) for step, tag in read_events(tmp_path / "tensorboard")}
+    assert {(step, "test/tacos/rmse") for step in (2, 4, 6, 8)} <= tags
+    assert (tmp_path / "evolution" / "rmse.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("scored", "best", "message"),
+    [
+        (0, "tacos/rmse", "needs config.train.scored test images"),
+        (5, "tacos/fid", "must be SAMPLER/SCORE of .*tacos.* and rmse, psnr, ssim, fd/pca, kd/pca"),
+        (5, "ddim/rmse", "must be SAMPLER/SCORE"),
+    ],
+)
+def test_a_best_score_must_be_measured(scored, best, message, tmp_path):
+    config = tiny_config()
+    config.train.scored, config.train.best = scored, best
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path)
+
+
+def test_a_best_step_must_be_known(trained):
+    with pytest.raises(UserError, match=r"was trained without config\.train\.best"):
+        inference.load(trained, step="best")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):

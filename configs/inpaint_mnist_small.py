@@ -1,0 +1,24 @@
+"""Inpainting of MNIST with a small network, within an hour on a CPU (paper, Table 2, row MNIST).
+
+    python -m colddiff.main --config configs/inpaint_mnist_small.py --workdir runs/inpaint_small
+
+Data and degradation of configs/inpaint_mnist.py; network and training of configs/blur_digits.py:
+1.1 M parameters instead of 56.6 M, 1,000 steps of 32 images instead of 60,000 of 64.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import blur_digits, inpaint_mnist
+
+
+def get_config() -> ConfigDict:
+    config = inpaint_mnist.get_config()
+    small = blur_digits.get_config()
+    config.model = small.model
+    config.train = small.train
+    config.train.num_steps = 1000
+    config.train.sample_every = 250
+    config.train.checkpoint_every = 100
+    config.train.scored = 64
+    config.train.best = "tacos/rmse"
+    return config

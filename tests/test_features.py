@@ -1,0 +1,152 @@
+"""Feature spaces and their statistics: the same whatever the batches, the devices and the cache."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, environment, tiny_config
+from jax.tree_util import Partial
+from sklearn.decomposition import PCA
+
+from colddiff import data, features, metrics
+from colddiff.errors import UserError
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLDDIFF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def images():
+    return data.load("digits", "test", size=16, channels=1, limit=101)
+
+
+@pytest.fixture
+def convolved():
+    """Features whose rounding would depend on the batch: of a convolution of 64 channels."""
+    kernel = jax.random.normal(jax.random.key(0), (5, 5, 1, 64))
+
+    def extract(kernel, images):
+        x = jax.lax.conv_general_dilated(
+            images / jnp.float32(255),
+            kernel,
+            (2, 2),
+            "SAME",
+            dimension_numbers=LAYOUT,
+        )
+        return jnp.mean(jax.nn.relu(x), axis=(1, 2))
+
+    return features.Features("pixels", "convolved", {}, Partial(extract, kernel))
+
+
+def batches(images, size):
+    return [images[i : i + size] for i in range(0, len(images), size)]
+
+
+def test_statistics_do_not_depend_on_the_batches(images, convolved):
+    """Of 7 and 64 images; no image is dropped, and none of the filling counts."""
+    found = [features.collect(convolved, batches(images, n), total=101) for n in (7, 64, 101)]
+    for other in found[1:]:
+        assert np.array_equal(found[0].first, other.first)
+        np.testing.assert_allclose(other.gaussian.mean, found[0].gaussian.mean, rtol=1e-12)
+    values = np.asarray(jax.jit(convolved.extract)(images), np.float64)
+    assert found[0].count == 101
+    np.testing.assert_allclose(found[0].gaussian.mean, values.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found[0].gaussian.covariance, np.cov(values.T), atol=1e-6)
+
+
+def test_statistics_do_not_depend_on_the_devices(tmp_path):
+    """One and four, in processes of their own, by a trained classifier: within 1e-9."""
+    code = (
+        "import sys, numpy as np; from colddiff import data, features;"
+        "from configs import blur_digits; c = blur_digits.get_config(); c.data.image_size = 16;"
+        "f = features.make_features('classifier', c);"
+        "x = data.load('digits', 'test', size=16, channels=1, limit=101);"
+        "g = features.collect(f, [x], total=101).gaussian;"
+        "np.savez(sys.argv[1], mean=g.mean, covariance=g.covariance)"
+    )
+    found = []
+    for devices in (1, 4):
+        path = tmp_path / f"{devices}.npz"
+        env = environment(devices)
+        subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, env=env, check=True)
+        found.append(np.load(path))
+    for name in ("mean", "covariance"):
+        scale = np.abs(found[0][name]).max()
+        np.testing.assert_allclose(found[1][name], found[0][name], atol=1e-9 * scale)
+
+
+def test_moments_of_the_first_n(images):
+    space = features.make_features("pixels", tiny_config())
+    found = features.collect(space, batches(images, 30), total=101, counts=(2, 64, 77))
+    assert sorted(found.moments) == [2, 64, 77, 101]
+    flat = images.reshape(101, -1) / 255
+    for n, moments in found.moments.items():
+        assert moments.count == n
+        np.testing.assert_allclose(moments.mean, flat[:n].mean(axis=0), atol=1e-7)
+        np.testing.assert_allclose(moments.gaussian.covariance, np.cov(flat[:n].T), atol=1e-7)
+    with pytest.raises(UserError, match="no images"):
+        features.collect(space, [], total=0)
+
+
+def test_principal_components_are_those_of_the_training_split(images):
+    space = features.make_features("pca", tiny_config())
+    assert space.name == "pca-32 of digits"
+    train = data.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
+    expected = PCA(32, svd_solver="full").fit(train).transform(images.reshape(101, -1) / 255)
+    found = features.collect(space, [images], total=101).first
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
+
+
+def test_a_set_is_at_distance_0_from_itself(images):
+    """Also in 256 dimensions from 101 images, where covariances are singular."""
+    for name in ("pixels", "pca"):
+        found = features.collect(features.make_features(name, tiny_config()), [images], total=101)
+        assert metrics.frechet_distance(found.gaussian, found.gaussian) <= 1e-6
+
+
+def test_a_split_is_collected_once(cache, monkeypatch):
+    config = tiny_config()
+    space = features.make_features("pca", config)
+    found = features.of_split(space, config, "test")
+    (path,) = cache.glob("statistics-*.npz")
+    with np.load(path) as arrays:
+        identity = json.loads(str(arrays["identity"]))
+    assert identity["source"] == "digits" and identity["split"] == "test"
+    assert identity["images"] == [297, 16, 16, 1] and identity["features"] == space.identity
+
+    monkeypatch.setattr(features, "collect", None)
+    again = features.of_split(space, config, "test")
+    assert np.array_equal(again.gaussian.covariance, found.gaussian.covariance)
+    assert np.array_equal(again.first, found.first)
+    monkeypatch.undo()
+    monkeypatch.setenv("COLDDIFF_CACHE", str(cache))
+    features.of_split(space, config, "train")
+    features.of_split(features.make_features("pixels", config), config, "test")
+    config.data.image_size = 12
+    features.of_split(features.make_features("pixels", config), config, "test")
+    assert len(list(cache.glob("statistics-*.npz"))) == 4
+
+    config.data.image_size = 16
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"statistics-.*npz cannot be read: .*; delete it"):
+        features.of_split(space, config, "test")
+    np.savez(path, identity="another", first=found.first, **found.moments[297]._asdict())
+    with pytest.raises(UserError, match=r"is of another, not of .*; delete it"):
+        features.of_split(space, config, "test")
+
+
+def test_wrong_spaces(monkeypatch, images):
+    with pytest.raises(UserError, match="unknown feature space 'vgg'; valid: classifier,"):
+        features.make_features("vgg", tiny_config())
+    nothing = features.Features("pixels", "x", {}, Partial(lambda x: x[:, :, 0, 0] * jnp.nan))
+    with pytest.raises(UserError, match="the features x of an image are not finite"):
+        features.collect(nothing, [images], total=101)

@@ -1,0 +1,332 @@
+"""The page: its markup as a parser sees it, and what a real browser without a network shows."""
+
+import base64
+import importlib.util
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from colddiff import data
+from colddiff.errors import UserError
+from colddiff.images import grid, mosaic
+from colddiff.page import Picture, Table, Walk, render
+
+EVIL = """</title></style><script>document.title="!"</script><img src=x onerror='a()'> "&amp; §"""
+
+
+class Elements(HTMLParser):
+    """What a page consists of: (tag, attributes) in order, and the text in each kind of element."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.texts, self._open = [], [], []
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "input"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self._open[-1] if self._open else "", data))
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def decoded(source):
+    kind, _, code = source.partition(",")
+    assert kind == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(code, validate=True))))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", "test", size=32, channels=1, limit=8)
+
+
+@pytest.fixture(scope="module")
+def frames(digits):
+    """Mosaics of digits coming out of gray, no two alike."""
+    weights = np.linspace(0, 1, 5)
+    return [mosaic((128 + w * (digits - 128.0)).astype(np.uint8)) for w in weights]
+
+
+TIMES = (20, 15, 10, 5, 0)
+
+
+@pytest.fixture(scope="module")
+def wide(digits):
+    return grid([digits[i : i + 1] for i in range(8)], [f"number {i}" for i in range(8)])
+
+
+@pytest.fixture(scope="module")
+def html(frames, wide):
+    columns = ("", "steps", *(f"a long measure {i}" for i in range(8)))
+    rows = [[f"sampler number {i}", str(i), *["123.456"] * 8] for i in range(3)]
+    sections = [
+        Table("Scores", columns, rows, "of 297 digits", quiet=[1]),
+        Picture("Digits", wide, "restored"),
+        Walk("The way back", TIMES, frames),
+        Walk("Another", (1, 0), frames[:2]),
+    ]
+    return render("A run", sections, subtitle="runs/blur_digits-" + "no-spaces" * 20)
+
+
+def test_a_table_has_every_cell_in_its_place(html):
+    page = Elements(html)
+    table = [(tag, text) for tag, text in page.texts if tag in ("th", "td")]
+    assert table[:2] == [("th", "steps"), ("th", "a long measure 0")]
+    assert table[9:12] == [("th", "sampler number 0"), ("td", "0"), ("td", "123.456")]
+    assert len(table) == 9 + 3 * 10
+    assert [row.get("class") for row in page.of("tr")] == [None, None, "quiet", None]
+    assert ("p", "of 297 digits") in page.texts
+
+
+def test_pictures_are_inlined_to_the_pixel(html, frames, wide):
+    images = Elements(html).of("img")
+    for image, array in zip(images, [wide, *frames, *frames[:2]], strict=True):
+        assert np.array_equal(decoded(image["src"]), array)
+        assert (int(image["height"]), int(image["width"])) == array.shape[:2]
+    assert [image["alt"] for image in images[:2]] == ["Digits", "The way back, t = 20"]
+    shown = [i for i, image in enumerate(images) if "hidden" not in image]
+    assert shown == [0, 5, 7]  # the last ones of the walks
+
+
+def test_nothing_comes_from_elsewhere(html):
+    sources = [v for _, a in Elements(html).found for k, v in a.items() if k in ("src", "href")]
+    assert len(sources) == 9 and all(source.startswith("data:") for source in sources)
+    rest = re.sub(r'base64,[^"]*', "", html)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", rest)
+
+
+def test_text_is_text(digits):
+    image = mosaic(digits)
+    sections = [
+        Table(EVIL, [EVIL, EVIL], [[EVIL, EVIL]], EVIL),
+        Picture(EVIL, image, EVIL),
+        Walk(EVIL, [1, 0], [image, image], EVIL),
+    ]
+    page = Elements(render(EVIL, sections, subtitle=EVIL))
+    assert sum(text == EVIL for _, text in page.texts) == 13
+    assert len(page.of("script")) == 1 and len(page.of("img")) == 3
+    allowed = "content name charset lang href rel id class scope tabindex role src alt width height"
+    allowed += " decoding hidden type min max value aria-labelledby aria-describedby aria-label"
+    found = {name for _, attributes in page.found for name in attributes}
+    assert found <= {*allowed.split(), "aria-live", "data-t", "http-equiv"}
+    assert page.of("img")[0]["alt"] == EVIL and page.of("input")[0]["aria-label"] == EVIL
+
+
+OK = np.zeros((4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (Picture("p", np.zeros((4, 6, 3))), "'p' needs pictures of uint8 .*; got float64"),
+        (Picture("p", OK[..., 0]), r"got uint8 \[4, 6\]"),
+        (Picture("p", OK[..., :1]), r"got uint8 \[4, 6, 1\]"),
+        (Picture("p", OK[:0]), r"got uint8 \[0, 6, 3\]"),
+        (Walk("w", [1, 0], [OK]), "got 1 frames, 2 times"),
+        (Walk("w", [], []), "got 0 frames, 0 times"),
+        (Walk("w", [0, 1], [OK, OK]), r"must decrease; got \[0, 1\]"),
+        (Walk("w", [1, 1], [OK, OK]), r"must decrease; got \[1, 1\]"),
+        (Walk("w", [1, 0], [OK, OK[1:]]), "of one shape"),
+        (Walk("w", [1, 0], [OK.astype(int)] * 2), "got int64"),
+        (Table("t", ["a", "b"], [["1", "2"], ["1"]]), r"header's 2 cells; got \['1'\]"),
+        (Table("t", [], [[]]), "header's 0 cells"),
+        (Table("t", ["a"], [["1"]], quiet=[1]), r"quiet=\[1\] .* 1 rows"),
+        ("text", "section 0 of a page must be a Table, .*; got str"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(section, message):
+    with pytest.raises(UserError, match=message):
+        render("title", [section])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium without a way out: no name resolves, and its proxy is a closed port."""
+    if importlib.util.find_spec("selenium") is None:
+        pytest.skip("selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip(f"no chromedriver, or none of {', '.join(names)}, in PATH")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--force-color-profile=srgb",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SE_OFFLINE", "true")  # never downloads a browser
+        patch.setenv("NO_PROXY", "localhost,127.0.0.1")
+        chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        yield chrome
+        chrome.quit()
+
+
+def open_page(browser, path, html, *, width=1280, dark=False):
+    path.write_text(html, encoding="utf-8")
+    browser.get_log("browser"), browser.get_log("performance")  # of the page before
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.get(path.as_uri())
+
+
+def events(browser, kind):
+    """What the browser tells of its network traffic, blocked requests included."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [message["params"] for message in messages if message["method"] == f"Network.{kind}"]
+
+
+def shown(browser, walk=0):
+    """The frame and the time that a walk shows."""
+    element = browser.find_elements("class name", "walk")[walk]
+    (image,) = [i for i in element.find_elements("tag name", "img") if i.is_displayed()]
+    return image, element.find_element("tag name", "output").text
+
+
+def pixels(image):
+    """As on the screen."""
+    picture = Image.open(io.BytesIO(image.screenshot_as_png)).convert("RGB")
+    return np.asarray(picture)[4:-4, 4:-4]  # the corners are round
+
+
+def test_a_slider_walks_through_the_frames(browser, html, frames, tmp_path):
+    open_page(browser, tmp_path / "page.html", html)
+    slider = browser.find_element("tag name", "input")
+    assert slider.aria_role == "slider" and slider.accessible_name == "The way back"
+
+    def check(i):
+        image, time = shown(browser)
+        assert np.array_equal(decoded(image.get_attribute("src")), frames[i])
+        assert np.array_equal(pixels(image), frames[i][4:-4, 4:-4])
+        assert time == slider.get_attribute("aria-valuetext") == f"t = {TIMES[i]}"
+
+    check(4)
+    move = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+    for i in (0, 3, 1):
+        browser.execute_script(move, slider, i)
+        check(i)
+    slider.send_keys("\ue014")  # arrow right
+    check(2)
+    slider.send_keys("\ue012\ue012")  # arrow left, twice
+    check(0)
+    assert shown(browser, 1)[1] == "t = 0"  # the other walk stays
+    assert browser.get_log("browser") == []
+
+
+def test_play_goes_from_noise_to_image_and_stops(browser, html, tmp_path):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    open_page(browser, tmp_path / "page.html", html)
+    button = browser.find_element("tag name", "button")
+    seen = """
+        window.seen = [];
+        new MutationObserver(() => seen.push(document.querySelector("output").value))
+            .observe(document.querySelector("output"), {childList: true});
+    """
+    browser.execute_script(seen)
+    button.click()
+    assert button.text == "Pause"
+    WebDriverWait(browser, 10, 0.1).until(lambda _: button.text == "Play")
+    assert browser.execute_script("return seen") == [f"t = {t}" for t in TIMES]
+    button.click()
+    WebDriverWait(browser, 10, 0.05).until(lambda _: shown(browser)[1] != "t = 20")
+    browser.find_element("tag name", "input").send_keys("\ue011")  # Home: a hand stops it
+    assert button.text == "Play" and shown(browser)[1] == "t = 20"
+
+
+@pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))
+@pytest.mark.parametrize("width", (375, 1280))
+def test_it_fits_and_can_be_read(browser, html, wide, tmp_path, width, dark):
+    open_page(browser, tmp_path / "page.html", html, width=width, dark=dark)
+    root = "const r = document.documentElement; return [r.scrollWidth, window.innerWidth]"
+    scroll_width, inner_width = browser.execute_script(root)
+    assert inner_width == width and scroll_width <= width
+    box = browser.find_element("class name", "box")
+    assert int(box.get_property("scrollWidth")) > int(box.get_property("clientWidth"))
+    picture = browser.find_element("tag name", "img").rect
+    assert picture["width"] == pytest.approx(min(wide.shape[1], box.rect["width"]))
+    ratio = wide.shape[1] / wide.shape[0]
+    assert picture["width"] / picture["height"] == pytest.approx(ratio, rel=0.01)
+    rendering = [
+        browser.find_element("css selector", name).value_of_css_property("image-rendering")
+        for name in ("section > img", ".walk > img")
+    ]
+    assert rendering == ["auto" if width < wide.shape[1] else "pixelated", "pixelated"]
+    looks = browser.execute_script("""
+        return [...document.querySelectorAll("body *")]
+            .filter(e => e.checkVisibility() && e.innerText?.trim())
+            .map(e => getComputedStyle(e))
+            .map(s => [parseFloat(s.fontSize), s.color]);
+    """)
+    assert len(looks) > 40 and min(size for size, _ in looks) >= 14
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (luminance(paper) < 0.1) == dark
+    for color in {color for _, color in looks}:
+        low, high = sorted((luminance(paper), luminance(color)))
+        assert (high + 0.05) / (low + 0.05) > 4.5  # WCAG 2, level AA
+    assert browser.get_log("browser") == []
+
+
+def luminance(color):
+    """Relative, as WCAG 2 defines it, of a CSS rgb(...)."""
+    rgb = np.array([int(c) for c in re.findall(r"\d+", color)[:3]]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_the_browser_asks_for_nothing_and_runs_no_text(browser, html, digits, tmp_path):
+    path = tmp_path / "page.html"
+    evil = render(EVIL, [Picture(EVIL, mosaic(digits)), Table(EVIL, [EVIL], [[EVIL]])])
+    for content, title in ((html, "A run"), (evil, EVIL)):
+        open_page(browser, path, content)
+        assert browser.title == browser.find_element("tag name", "h1").text == title
+        urls = [event["request"]["url"] for event in events(browser, "requestWillBeSent")]
+        assert path.as_uri() in urls
+        assert all(url == path.as_uri() or url.startswith("data:") for url in urls)
+        fetched = "return performance.getEntriesByType('resource').map(e => e.name)"
+        assert all(url.startswith("data:") for url in browser.execute_script(fetched))
+        assert browser.get_log("browser") == []
+
+
+def test_the_page_forbids_what_it_does_not_hold(browser, html, tmp_path):
+    """Should some text ever get past the escaping."""
+    bad = '<script>document.title = "evil"</script><img src="https://example.org/x.png">'
+    open_page(browser, tmp_path / "page.html", html.replace("<main>", f"<main>{bad}"))
+    assert browser.title == "A run"
+    assert [event["blockedReason"] for event in events(browser, "loadingFailed")] == ["csp"]
+    refused = [entry["message"] for entry in browser.get_log("browser")]
+    assert len(refused) == 2 and all("Content Security Policy" in text for text in refused)
+
+
+def test_without_javascript_a_walk_shows_its_end(browser, html, frames, tmp_path):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        open_page(browser, tmp_path / "page.html", html)
+        image, _ = shown(browser)
+        assert np.array_equal(pixels(image), frames[-1][4:-4, 4:-4])
+        assert not browser.find_element("class name", "controls").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

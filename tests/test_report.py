@@ -1,0 +1,141 @@
+"""Tables, JSON and pages of known scores."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+from colddiff import evaluate, report
+from colddiff.build import build, init_params
+from colddiff.metrics import Estimate
+
+
+def distance(value, at=None):
+    estimate = Estimate(value / 100, 0.0012)
+    return evaluate.Distance("pca", "pca-32 of digits", value, estimate, at or {})
+
+
+def row(name, steps, **changes):
+    scores = {"rmse": 0.25, "psnr": 12.04, "ssim": 0.5, "seconds": 0.0123}
+    scores |= {"times": [6, 0], "distances": [distance(3.5)]} | changes
+    return evaluate.Row(name=name, steps=steps, **scores)
+
+
+def make(rows, **changes):
+    fields = dict(
+        source="digits", split="test", num_images=20, num_reference=297,
+        degradation="gaussian_blur", T=6, weights="EMA", step=8, rows=rows, paper={},
+    )  # fmt: skip
+    return evaluate.Report(**fields | changes)
+
+
+def test_the_table_in_the_paper_s_layout():
+    rows = [row("degraded", 0), row("direct", 1, rmse=0.0, psnr=math.inf, ssim=math.nan)]
+    rows.append(row("tacos", 6))
+    paper = {"degraded": [438.59, 0.287, 0.287], "tacos": [None, 0.718, 0.154]}
+    lines = report.markdown({"a run": make(rows, paper=paper)}).splitlines()
+    assert lines[0] == (
+        "digits, split test, n = 20, distances to all 297, gaussian_blur, T = 6, "
+        "weights EMA of step 8"
+    )
+    assert lines[2:] == [
+        "| | steps | FD, pca-32 of digits | KD, pca-32 of digits | SSIM | RMSE | PSNR (dB) | "
+        "ms / image | paper: FID | SSIM | RMSE |",
+        "|" + "---|" * 11,
+        "| Degraded (xT) | 0 | 3.50 | 0.035 ± 0.001 | 0.5000 | 0.2500 | 12.04 | 12.3 | 438.59 | "
+        "0.287 | 0.287 |",
+        "| Direct | 1 | 3.50 | 0.035 ± 0.001 | – | 0.0000 | – | 12.3 | – | – | – |",
+        "| Sampled (tacos, Algorithm 2) | 6 | 3.50 | 0.035 ± 0.001 | 0.5000 | 0.2500 | 12.04 | "
+        "12.3 | – | 0.718 | 0.154 |",
+    ]
+
+
+def test_one_table_of_several_runs():
+    """In different spaces; every line says whose it is, and what it is not measured in."""
+    other = evaluate.Distance("classifier", "classifier of tfds:mnist", 7.0, None, {10: 8.5})
+    reports = {
+        "one": make([row("degraded", 0)]),
+        "two": make([row("degraded", 0, distances=[other])], source="tfds:mnist"),
+        "three": make([row("degraded", 0, distances=[])], num_reference=0),
+    }
+    lines = report.markdown(reports).splitlines()
+    assert lines[0].startswith("one: digits, ") and lines[1].startswith("two: tfds:mnist, ")
+    assert "distances" not in lines[2]
+    assert lines[4] == (
+        "| | steps | FD, pca-32 of digits | KD, pca-32 of digits | FD, classifier of tfds:mnist | "
+        "KD, classifier of tfds:mnist | FD at n = 10, classifier of tfds:mnist | SSIM | RMSE | "
+        "PSNR (dB) | ms / image |"
+    )
+    assert lines[6].startswith("| one: Degraded (xT) | 0 | 3.50 | 0.035 ± 0.001 | – | – | – | 0.5")
+    assert lines[7].startswith("| two: Degraded (xT) | 0 | – | – | 7.00 | – | 8.50 | 0.5")
+    assert lines[8].startswith("| three: Degraded (xT) | 0 | – | – | – | – | – | 0.5")
+
+
+def test_scores_by_name():
+    rows = [row("degraded", 0), row("tacos", 6), row("direct", 1, psnr=math.inf, distances=[])]
+    assert report.scores_of(make(rows)) == {
+        "tacos/rmse": 0.25, "tacos/psnr": 12.04, "tacos/ssim": 0.5, "tacos/fd/pca": 3.5,
+        "tacos/kd/pca": 0.035, "direct/rmse": 0.25, "direct/ssim": 0.5,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build(tiny_config())
+
+
+@pytest.mark.parametrize("name", ["report", "study"])
+def test_what_is_written(name, experiment, tmp_path):
+    params = init_params(experiment, jax.random.key(0))
+    rows = [row("degraded", 0), row("direct", 1, psnr=math.inf)]
+    rows += [row("tacos", n, rmse=1 / n, distances=[distance(1 / n)]) for n in (2, 6)]
+    (tmp_path / "evolution.json").write_text(
+        '{"scores": {"4": {"tacos/rmse": 0.3}, "8": {"tacos/rmse": 0.2}}}'
+    )
+    folder = report.write(make(rows), experiment, params, tmp_path, name=name)
+    assert folder == tmp_path / "evaluation" / "0000008"
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert found["num_images"] == 20 and found["weights"] == "EMA" and found["step"] == 8
+    assert found["rows"][1]["psnr"] is None and found["rows"][0]["times"] == [6, 0]
+    assert found["rows"][0]["distances"][0]["kernel"] == {"value": 0.035, "error": 0.0012}
+    assert (folder / f"{name}.md").read_text() == report.markdown({tmp_path.name: make(rows)})
+    picture = np.asarray(Image.open(folder / "samples.png"))
+    assert picture.shape[1] > 6 * 96 and picture.std() > 10
+    page = (folder / f"{name}.html").read_text()
+    assert "Sampled (tacos, Algorithm 2)" in page and "weights EMA of step 8" in page
+    assert page.count("rmse in training") >= 1
+    plots = sorted(p.name for p in folder.glob("study-*.png"))
+    expected = ["study-fd__pca_32_of_digits.png", "study-rmse.png", "study-ssim.png"]
+    assert plots == (expected if name == "study" else [])
+
+
+def test_nothing_was_restored(experiment, tmp_path):
+    folder = report.write(make([row("degraded", 0)], step=0), experiment, None, tmp_path)
+    assert {p.name for p in folder.iterdir()} == {"report.json", "report.md", "report.html"}
+
+
+def test_a_table_is_written(tmp_path):
+    reports = {"one": make([row("degraded", 0)]), "two": make([row("degraded", 0)])}
+    report.write_table(reports, tmp_path / "new")
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {
+        "table.json",
+        "table.md",
+        "table.html",
+    }
+    assert list(json.loads((tmp_path / "new" / "table.json").read_text())) == ["one", "two"]
+
+
+def test_the_walk_ends_where_the_picture_does(experiment):
+    """The slider's frames are the iterates, from xT to x0."""
+    params = init_params(experiment, jax.random.key(0))
+    images = evaluate.load_test_images(experiment.config, 2)
+    found = report._walk(experiment, params, images)
+    assert found.times == [6, 5, 4, 3, 2, 1, 0] and len(found.frames) == 7
+    picture = evaluate.picture(experiment, params, images)
+    last = picture[-98:-2, -98:-2, 0][::6, ::6].astype(int)  # of the second image, enlarged by 6
+    shown = found.frames[-1][2:66, 68:132, 0][::4, ::4]  # beside the first, enlarged by 4
+    assert np.abs(last - shown).max() <= 1
