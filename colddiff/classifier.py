@@ -158,7 +158,7 @@ def train(
     """
     found = np.unique(labels)
     if len(found) < 2:
-        raise UserError(f"a classifier needs 2 or more classes; the labels are all {found}")
+        raise UserError(f"a classifier needs 2 or more classes; the labels are all {found[0]}")
     batch_size = settings.batch_size
     num_steps = min(-(-settings.epochs * len(images) // batch_size), settings.max_steps)
     optimizer = optax.adam(

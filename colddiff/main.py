@@ -24,11 +24,11 @@ _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_multi_string(
+_WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where the run lives: checkpoints, logs, pictures. Given several times, --mode=evaluate scores "
-    "each run with its own config and makes one table.",
+    "Where the run lives: checkpoints, logs, pictures. --mode=evaluate takes several, A,B,C: it "
+    "scores each with its own config and makes one table.",
 )
 _MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
 _SEEDS = flags.DEFINE_string("seeds", "0-63", "Of the images to generate: 0-9999 or 3,7,20-29.")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options begin with --")
     config = _CONFIG.value
-    workdir, *others = (Path(text).expanduser().absolute() for text in _WORKDIR.value)
+    workdir, *others = (Path(text).expanduser().absolute() for text in _workdirs())
 
     # Imported here so that a mistake in the flags is answered at once.
     from colddiff import compare
@@ -118,6 +118,12 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
         sys.stdout.write(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
 
 
+def _workdirs() -> list[str]:
+    """What --workdir says; only to evaluate can they be several."""
+    text = _WORKDIR.value
+    return text.split(",") if _MODE.value == "evaluate" else [text]
+
+
 def _step() -> int | str | None:
     """What --step says."""
     given = _STEP.value
@@ -150,16 +156,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if _WORKDIR.value is None:
             raise UserError("--workdir is needed; see python -m colddiff.main --help")
-        several = len(_WORKDIR.value) > 1
         if _CONFIG.value is None:
             if _MODE.value not in _OF_A_RUN:
                 raise UserError("--config is needed; see python -m colddiff.main --help")
-        elif several:
-            raise UserError("leave --config out for several --workdir: each run has its own")
+        elif len(_workdirs()) > 1:
+            raise UserError("leave --config out for several workdirs: each run has its own")
         else:
             _CONFIG.value.lock()  # reading it shows whether the file could be loaded
-        if several and _MODE.value != "evaluate":
-            raise UserError("several --workdir are for --mode=evaluate alone")
     except (flags.Error, UserError) as error:
         raise UserError(str(error)) from error
     except Exception as error:  # of the config file's own code, or of a --config.FIELD

@@ -149,7 +149,7 @@ def _walk(i: int, walk: Walk) -> str:
 <div class="controls" hidden>
 <button type="button" aria-describedby="h{i}">Play</button>
 <input type="range" min="0" max="{last}" value="{last}" aria-label="{escape(walk.title)}">
-<output aria-live="off">t = {times[-1]}</output>
+<output aria-live="off"></output>
 </div>
 </div>"""
 

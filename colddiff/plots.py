@@ -106,10 +106,9 @@ def _dress(axes: Axes) -> None:
 def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str]) -> None:
     """Below the axes, where it covers no line."""
     columns = max(1, min(len(names), (_LETTERS + 15) // (max(map(len, names)) + 7)))
-    numbers = [str(i) for i in range(len(names))]
+    names = [textwrap.fill(name, _LETTERS) for name in names]
     legend = figure.legend(
-        lines, numbers, loc="outside lower center", ncols=columns, frameon=False, fontsize=12
+        lines, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=12
     )
-    # Set afterwards: matplotlib would hide names that begin with an underscore.
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=textwrap.fill(name, _LETTERS), parse_math=False, color=_INK)
+    for text in legend.get_texts():
+        text.set(parse_math=False, color=_INK)

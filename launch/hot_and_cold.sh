@@ -37,4 +37,5 @@ row "blur, broken, direct" blur --config.sampler.name=direct
 row "colour mask, perfect symmetry" inpaint --config.prior.noise_std=0.0
 row "colour mask, broken symmetry" inpaint
 row "four pixels" superres
-digits noise --workdir runs/hot_and_cold --mode=compare "${folders[@]}"
+digits noise --workdir runs/hot_and_cold --mode=compare "${folders[@]}" \
+  --config.eval.features="('pca', 'classifier')"

@@ -1,9 +1,12 @@
-"""Sources, splits, unreadable files, and the order of training."""
+"""Sources, splits, labels, unreadable files, and the order of training."""
 
 import collections
 import colorsys
+import io
 import itertools
+import os
 import struct
+import types
 
 import numpy as np
 import pytest
@@ -193,6 +196,108 @@ def test_tfds(real_data):
     assert cifar.shape == (50, 32, 32, 3)
     with pytest.raises(UserError, match="unknown split of tfds:mnist 'valid'; valid: test, train"):
         data.load("tfds:mnist", "valid", size=28, channels=1)
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(("source", "channels"), [("digits", 1), ("color_digits", 3)])
+def test_digits_have_their_labels(source, channels):
+    for split, rows in (("train", slice(1500)), ("test", slice(1500, None))):
+        expected = load_digits().target[rows]
+        images, labels = data.load_labelled(source, split, size=8, channels=channels)
+        assert labels.dtype == np.int32 and np.array_equal(labels, expected)
+        assert np.array_equal(images, data.load(source, split, size=8, channels=channels))
+    assert data.load_labelled(source, "test", size=8, channels=channels, limit=3)[1].shape == (3,)
+
+
+def test_tfds_labels_come_with_the_images_in_one_reading(real_data, monkeypatch):
+    """Those of TFDS itself, row by row; each row is read once."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    reads = collections.Counter()
+    as_data_source = tfds.core.DatasetBuilder.as_data_source
+
+    class Counting:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __len__(self):
+            return len(self.rows)
+
+        def __getitem__(self, i):
+            reads[i] += 1
+            return self.rows[i]
+
+    for name, size, channels in (("mnist", 28, 1), ("cifar10", 32, 3)):
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+        expected = builder.as_data_source("train[1000:1600]")
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                tfds.core.DatasetBuilder,
+                "as_data_source",
+                lambda *args, **kwargs: Counting(as_data_source(*args, **kwargs)),
+            )
+            images, labels = data.load_labelled(
+                f"tfds:{name}", "train[1000:1600]", size=size, channels=channels
+            )
+        assert labels.dtype == np.int32 and len(labels) == len(images) == 600
+        for i in (0, 1, 255, 256, 300, 599):
+            row = expected[i]
+            assert np.array_equal(images[i], row["image"]) and labels[i] == row["label"]
+        assert set(reads.values()) == {1} and len(reads) == 600
+        reads.clear()
+
+
+def source_of(levels, labels):
+    """Gray images of those levels; one that is None cannot be read."""
+
+    def open_(i):
+        if levels[i] is None:
+            raise OSError("damaged")
+        return Image.new("L", (4, 4), levels[i])
+
+    return lambda argument, split: data.Records(list(map(str, levels)), open_, labels)
+
+
+def test_labels_stay_with_their_images_where_some_are_unreadable(monkeypatch):
+    levels = [None if i % 7 == 0 else i % 251 for i in range(600)]
+    monkeypatch.setitem(data.SOURCES, "digits", source_of(levels, lambda i: 1000 + levels[i]))
+    for limit, count in ((0, 514), (300, 300)):
+        images, labels = data.load_labelled("digits", "train", size=4, channels=1, limit=limit)
+        assert len(images) == len(labels) == count
+        assert np.array_equal(labels, images[:, 0, 0, 0].astype(int) + 1000)
+
+
+def test_sources_without_labels_are_refused(tmp_path, monkeypatch):
+    write_images(tmp_path, ["a.png", "b.png"])
+    with pytest.raises(UserError, match=r"no class labels.*spaces that need none: 'pca', 'incept"):
+        data.load_labelled(f"folder:{tmp_path}", "train", size=4, channels=1)
+    monkeypatch.setitem(data.SOURCES, "digits", source_of([1, 2, 3], [0, -1, -1].__getitem__))
+    with pytest.raises(UserError, match=r"2 of the 3 images of digits, split test, are of no clas"):
+        data.load_labelled("digits", "test", size=4, channels=1)
+    with pytest.raises(UserError, match="unknown data source 'mnist'"):
+        data.load_labelled("mnist", "test", size=4, channels=1)
+
+
+@pytest.mark.parametrize("classes", [[], ["label"], ["coarse", "fine"]])
+def test_a_tfds_dataset_has_labels_if_it_has_one_kind(classes, tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    labels = {name: tfds.features.ClassLabel(num_classes=5) for name in classes}
+    png = io.BytesIO()
+    Image.new("L", (4, 4)).save(png, "png")
+    row = {"image": png.getvalue()} | dict.fromkeys(classes, 4)
+    builder = types.SimpleNamespace(
+        info=types.SimpleNamespace(features={"image": tfds.features.Image()} | labels),
+        data_path=tmp_path,
+        as_data_source=lambda split, decoders: [row, row],
+    )
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
+    assert len(data.load("tfds:x", "train", size=4, channels=1)) == 2
+    if classes == ["label"]:
+        assert data.load_labelled("tfds:x", "train", size=4, channels=1)[1].tolist() == [4, 4]
+    else:
+        with pytest.raises(UserError, match="tfds:x has no class labels.*or several"):
+            data.load_labelled("tfds:x", "train", size=4, channels=1)
 
 
 # The order.

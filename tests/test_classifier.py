@@ -1,0 +1,229 @@
+"""The classifier: what it learns of real images, what is kept of it, what its features are."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from scipy.ndimage import gaussian_filter
+
+from colddiff import classifier, data, metrics
+from colddiff.classifier import Settings
+from colddiff.errors import UserError
+
+QUICK = Settings(max_steps=2, batch_size=32)
+SHAPE = {"size": 16, "channels": 1}
+DIGITS = {"train_split": "train", "test_split": "test"} | SHAPE
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds the classifier of the digits; not to be written to."""
+    return tmp_path_factory.mktemp("classifier")
+
+
+@pytest.fixture(scope="module")
+def digits(folder):
+    """The trained classifier of the digits."""
+    return classifier.load("digits", **DIGITS, folder=folder)
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """The file of a hardly trained classifier, and what loads it."""
+
+    def load(**changes):
+        wanted = DIGITS | {"folder": tmp_path, "settings": QUICK} | changes
+        return classifier.load(wanted.pop("source", "digits"), **wanted)
+
+    load()
+    (path,) = tmp_path.iterdir()
+    return path, load
+
+
+def same(x, y):
+    return jax.tree.structure(x) == jax.tree.structure(y) and all(
+        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True)
+    )
+
+
+def test_it_tells_digits_apart_that_it_has_not_seen(digits):
+    """The last layer, a matrix product of the features, gives the accuracy that it says."""
+    images, labels = data.load_labelled("digits", "test", **SHAPE)
+    last = digits.params["logits"]
+    logits = np.asarray(classifier.features(digits.params, images)) @ last["kernel"] + last["bias"]
+    assert digits.accuracy == np.mean(logits.argmax(axis=1) == labels)
+    assert digits.accuracy == classifier.accuracy(digits.params, images, labels)
+    assert digits.accuracy >= 0.95
+
+
+def test_a_second_load_reads_the_file(digits, folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(classifier, "train", fail)
+    again = classifier.load("digits", **DIGITS, folder=folder)
+    assert same(again.params, digits.params)
+    assert (again.accuracy, again.identity) == (digits.accuracy, digits.identity)
+    assert json.loads(json.dumps(again.identity)) == json.loads(json.dumps(digits.identity))
+    assert [path.suffix for path in folder.iterdir()] == [".npz"]
+
+
+def test_every_setting_has_a_file_of_its_own(quick, monkeypatch):
+    path, load = quick
+    others = [
+        {"source": "color_digits"},
+        {"train_split": "test"},
+        {"test_split": "train"},
+        {"size": 20},
+        {"channels": 3},
+        {"settings": QUICK._replace(seed=1)},
+        {"settings": QUICK._replace(learning_rate=1e-3)},
+    ]
+    identities = [load()[2], *(load(**changes)[2] for changes in others)]
+    load_labelled = data.load_labelled
+
+    def changed(source, split, **settings):
+        images, labels = load_labelled(source, split, **settings)
+        return images ^ np.uint8(change == "pixels"), (labels + (change == "labels")) % 10
+
+    monkeypatch.setattr(data, "load_labelled", changed)
+    for change in ("pixels", "labels"):
+        identities.append(load()[2])
+    assert len({json.dumps(i) for i in identities}) == len(identities) == 10
+    assert len(list(path.parent.iterdir())) == 10
+
+
+def test_other_parameters_have_another_identity(quick, monkeypatch):
+    """As on another machine, which rounds in another way."""
+    path, load = quick
+    before, train = load().identity, classifier.train
+    path.unlink()
+
+    def rounded(*args, **kwargs):
+        return jax.tree.map(lambda x: np.nextafter(x, np.float32(9)), train(*args, **kwargs))
+
+    monkeypatch.setattr(classifier, "train", rounded)
+    after = load().identity
+    assert before.pop("params") != after.pop("params")
+    assert before == after
+
+
+def test_damaged_files_are_refused(quick):
+    path, load = quick
+    good = path.read_bytes()
+    for length in (0, 10, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        with pytest.raises(UserError, match=r"classifier-\w+\.npz cannot be read: .*; delete it"):
+            load()
+    path.write_bytes(good)
+    with np.load(path) as file:
+        arrays = dict(file)
+    changes = (
+        ({"params/logits/bias": arrays["params/logits/bias"] + 1e-6}, "is damaged.*delete it"),
+        ({"params/more": np.zeros(3)}, "is damaged.*delete it"),
+        ({"identity": "{}"}, r"is of \{\}, not of .*delete it"),
+    )
+    for change, message in changes:
+        np.savez(path, **arrays | change)
+        with pytest.raises(UserError, match=message):
+            load()
+    for name in ("accuracy", "digest", "identity", "params/logits/bias"):
+        np.savez(path, **{k: v for k, v in arrays.items() if k != name})
+        with pytest.raises(UserError, match="delete it"):
+            load()
+    path.write_bytes(good)
+    load()
+
+
+@pytest.mark.parametrize(("size", "channels"), [(4, 1), (16, 3), (28, 1), (32, 3), (128, 3)])
+def test_features_of_any_size_and_number_of_channels(size, channels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, size, size, channels), np.uint8)
+    settings = Settings(max_steps=1, batch_size=2)
+    params = classifier.train(
+        images, np.arange(6, dtype=np.int32), num_classes=6, settings=settings
+    )
+    found = jax.eval_shape(classifier.features, params, images)
+    assert found.shape == (6, 128) and found.dtype == np.float32
+    assert sum(x.size for x in jax.tree.leaves(params)) < 350_000
+
+
+def test_features_are_an_image_s_own(digits):
+    """Through jit as a Partial, whatever the batch; also for images of one level."""
+    images = data.load("digits", "test", **SHAPE, limit=40)
+    images[:3] = np.array([0, 100, 255])[:, None, None, None]
+    extract = jax.jit(lambda extract, images: extract(images))
+    partial = Partial(classifier.features, digits.params)
+    found = np.asarray(extract(partial, images))
+    assert found.shape == (40, 128) and found.dtype == np.float32 and np.isfinite(found).all()
+    scale = np.abs(found).max()
+    for part in (slice(0, 1), slice(1, 17), slice(39, 40)):
+        np.testing.assert_allclose(extract(partial, images[part]), found[part], atol=1e-5 * scale)
+    np.testing.assert_allclose(extract(partial, images[::-1])[::-1], found, atol=1e-5 * scale)
+
+
+def test_distances_in_its_features_grow_with_damage(digits):
+    """Blur, noise, darkness, and a loss of contrast, to which normalised activations are blind."""
+    images = {s: data.load("digits", s, **SHAPE) for s in data.SPLITS}
+    noise = np.random.default_rng(0).normal(size=images["test"].shape)
+    damages = {
+        "blur": (lambda x, s: gaussian_filter(x, (0, s, s, 0)), (0.5, 1, 2, 4)),
+        "noise": (lambda x, s: x + s * noise, (20, 40, 80)),
+        "darkness": (lambda x, s: x / s, (1.5, 3, 10)),
+        "contrast": (lambda x, s: (x - 128) / s + 128, (1.5, 3, 10)),
+    }
+
+    def to_train(x):
+        x = np.clip(np.round(x), 0, 255).astype(np.uint8)
+        found = metrics.moments(classifier.features(digits.params, x)).gaussian
+        return metrics.frechet_distance(train, found)
+
+    train = metrics.moments(classifier.features(digits.params, images["train"])).gaussian
+    test = to_train(images["test"])
+    for name, (damage, severities) in damages.items():
+        found = [to_train(damage(images["test"].astype(float), s)) for s in severities]
+        assert np.all(np.diff([test, *found][1:]) > 0), (name, found)
+        assert found[-1] > 3 * test, (name, test, found)
+
+
+def test_training_is_a_function_of_its_settings():
+    """The same bits again, and other ones if anything differs."""
+    images, labels = data.load_labelled("digits", "train", **SHAPE, limit=200)
+    settings = Settings(epochs=2, batch_size=64)
+
+    def train(**changes):
+        wanted = settings._replace(**changes)
+        return classifier.train(images, labels, num_classes=10, settings=wanted)
+
+    first = train()
+    assert same(train(), first)
+    changes = dict(
+        epochs=1, max_steps=3, batch_size=32, learning_rate=1e-3, shift=1000, seed=1
+    ).items()
+    for name, value in changes:
+        assert not same(train(**{name: value}), first), name
+
+
+def test_every_image_is_seen_once_an_epoch():
+    order = classifier._order(10, 35, seed=0)
+    epochs = [order[i : i + 10] for i in (0, 10, 20)]
+    assert all(sorted(e) == list(range(10)) for e in epochs) and len(order) == 35
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_what_cannot_be_learned_is_refused(tmp_path):
+    images = np.zeros((5, 8, 8, 1), np.uint8)
+    with pytest.raises(UserError, match=r"needs 2 or more classes; the labels are all 3"):
+        classifier.train(images, np.full(5, 3, np.int32), num_classes=10)
+    with pytest.raises(UserError, match="no class labels.*'pca', 'inception'"):
+        (tmp_path / "a.png").touch()
+        (tmp_path / "b.png").touch()
+        classifier.load(f"folder:{tmp_path}", **DIGITS, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_it_tells_mnist_apart(real_data, tmp_path):
+    wanted = DIGITS | {"size": 32}
+    assert classifier.load("tfds:mnist", **wanted, folder=tmp_path).accuracy >= 0.985
