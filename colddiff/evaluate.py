@@ -28,6 +28,7 @@ from colddiff.progress import Meter
 from colddiff.samplers import Sampler, direct, image_keys, marks_of, times_between
 
 _FEWEST = 4  # images that have a kernel distance
+_STAGES = 6  # of a walk, in a picture
 
 
 class Way(NamedTuple):
@@ -107,6 +108,13 @@ class Truth(NamedTuple):
 
     images: np.ndarray
     spaces: list[tuple[Features, Collected]]
+
+
+class Walk(NamedTuple):
+    """Images on their way back: `iterates` `[times, B, H, W, C]` at `times`, from T to 0."""
+
+    times: list[int]
+    iterates: np.ndarray
 
 
 def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
@@ -261,38 +269,43 @@ def _keep_degraded(restore, degrade, params, xT, keys, times):
     return xT
 
 
-def picture(experiment: Experiment, params: Any, images: np.ndarray) -> np.ndarray:
-    """x0, xT, direct and iterates of the config's sampler for uint8 `images`; uint8 `[., ., 3]`."""
+def walk(experiment: Experiment, params: Any, images: np.ndarray, count: int) -> Walk:
+    """From xT of uint8 `images` to x0 with the config's sampler, seen at most `count` times."""
     sampler = make_sampler(experiment.config)
-    times = times_between(experiment.T, experiment.steps)
-    marks = marks_of(sampler, times, 6)
-    x0, iterates = from_uint8(jnp.asarray(images)), walk(experiment, params, images, marks)
-    _, restored = walk(experiment, params, images, times[[0, -1]], Partial(direct))
-    columns = [x0, iterates[0], restored, *iterates[1:]]
+    times = marks_of(sampler, times_between(experiment.T, experiment.steps), count)
+    return Walk(times.tolist(), _iterates(experiment, params, images, sampler, times))
+
+
+def picture(
+    experiment: Experiment, params: Any, images: np.ndarray, way: Walk | None = None
+) -> np.ndarray:
+    """x0, xT, direct and iterates of the config's sampler for uint8 `images`; uint8 `[., ., 3]`.
+
+    Args:
+      way: the walk of these images, if it is known.
+    """
+    way = walk(experiment, params, images, _STAGES) if way is None else way
+    places = np.unique(np.linspace(0, len(way.times) - 1, _STAGES).round().astype(int))
+    ends = np.array([experiment.T, 0])
+    xT, restored = _iterates(experiment, params, images, Partial(direct), ends)
+    columns = [from_uint8(images), xT, restored, *way.iterates[places[1:]]]
     name = experiment.config.sampler.name
-    titles = ["x0", f"xT, T={experiment.T}", "direct", *(f"{name} t={t}" for t in marks[1:])]
+    titles = ["x0", f"xT, T={experiment.T}", "direct"]
+    titles += [f"{name} t={way.times[place]}" for place in places[1:]]
     return grid([np.asarray(c) for c in columns], titles)
 
 
-def walk(
-    experiment: Experiment,
-    params: Any,
-    images: np.ndarray,
-    marks: np.ndarray,
-    sampler: Sampler | None = None,
-) -> jax.Array:
-    """The walk from xT of uint8 `images` back to x0, at the times `marks`; `[marks, B, H, W, C]`.
-
-    Args:
-      sampler: the config's if None.
-    """
-    sampler = make_sampler(experiment.config) if sampler is None else sampler
+def _iterates(
+    experiment: Experiment, params: Any, images: np.ndarray, sampler: Sampler, marks: np.ndarray
+) -> np.ndarray:
+    """The walk's images at the times `marks`; `[marks, B, H, W, C]`."""
     times = times_between(experiment.T, experiment.steps)
     x0, keys = _images_and_keys(experiment, images)
-    xT = jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
-    xT = experiment.network_input(xT)
+    xT = experiment.network_input(
+        jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
+    )
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
-    return run_sampler(sampler, *common, marks)[1]
+    return np.asarray(run_sampler(sampler, *common, marks)[1])
 
 
 def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:

@@ -19,17 +19,12 @@ from colddiff.errors import UserError
 
 
 class Table(NamedTuple):
-    """Texts in rows, the first column to the left, the others, numbers, to the right.
-
-    Attributes:
-      quiet: numbers of the rows in gray, such as the paper's.
-    """
+    """Texts in rows, the first column to the left, the others, numbers, to the right."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
-    quiet: Sequence[int] = ()
 
 
 class Picture(NamedTuple):
@@ -107,13 +102,8 @@ def _table(i: int, table: Table) -> str:
                 f"each row of table {table.title!r} needs the header's {len(table.header)} cells; "
                 f"got {list(row)}"
             )
-    if not set(table.quiet) <= set(range(len(table.rows))):
-        raise UserError(
-            f"quiet={list(table.quiet)} of table {table.title!r} must be among its "
-            f"{len(table.rows)} rows, from 0"
-        )
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
-    body = "\n".join(_row(row, j in table.quiet) for j, row in enumerate(table.rows))
+    body = "\n".join(_row(row) for row in table.rows)
     # Keys scroll the box only if it can have the focus.
     return f"""<div class="box" tabindex="0" role="region" aria-labelledby="h{i}"><table>
 <thead><tr>{head}</tr></thead>
@@ -122,10 +112,10 @@ def _table(i: int, table: Table) -> str:
 </tbody></table></div>"""
 
 
-def _row(texts: Sequence[str], quiet: bool) -> str:
+def _row(texts: Sequence[str]) -> str:
     first = f'<th scope="row">{escape(texts[0])}</th>'
     rest = "".join(f"<td>{escape(text)}</td>" for text in texts[1:])
-    return f"<tr{' class=quiet' if quiet else ''}>{first}{rest}</tr>"
+    return f"<tr>{first}{rest}</tr>"
 
 
 def _walk(i: int, walk: Walk) -> str:
@@ -214,7 +204,6 @@ th:first-child { position: sticky; left: 0; padding: .5rem .5rem .5rem 0; text-a
   background: var(--page); font-weight: 400; white-space: normal; min-width: 8rem }
 thead th, thead th:first-child { border-bottom-color: var(--soft); font-weight: 600;
   vertical-align: bottom }
-.quiet > * { color: var(--soft) }
 .controls { display: flex; align-items: center; gap: .75rem; max-width: 36rem; margin-top: .5rem }
 input { flex: 1; min-width: 4rem; height: 2.75rem; margin: 0; accent-color: var(--accent);
   cursor: pointer }

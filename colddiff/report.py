@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from colddiff import page, plots
-from colddiff.build import Experiment, make_sampler
+from colddiff.build import Experiment
 from colddiff.evaluate import Report, Row, load_test_images, picture, walk
 from colddiff.files import as_json, markdown_table, read_json, whole, write_json
 from colddiff.images import mosaic, save_png
-from colddiff.samplers import marks_of, times_between
 
 TITLES = {
     "degraded": "Degraded (xT)",
@@ -181,9 +180,12 @@ def write(
             sections.append(page.Picture(kind, plot))
     if len(report.rows) > 1:
         images = load_test_images(experiment.config, experiment.config.eval.pictures)
-        samples = picture(experiment, params, images)
+        way = walk(experiment, params, images, _FRAMES)
+        samples = picture(experiment, params, images, way)
         save_png(folder / "samples.png", samples)
-        sections += [_walk(experiment, params, images), page.Picture("Restored images", samples)]
+        title = f"From xT to x0: {TITLES[experiment.config.sampler.name]}"
+        sections.append(page.Walk(title, way.times, [mosaic(x) for x in way.iterates]))
+        sections.append(page.Picture("Restored images", samples))
     evolution = read_json(workdir / "evolution.json")
     if evolution is not None:
         for kind, plot in evolution_plots(evolution).items():
@@ -200,15 +202,6 @@ def write_table(reports: Mapping[str, Report], folder: Path) -> None:
     write_json(folder / "table.json", as_json(dict(reports)))
     _write_text(folder / "table.md", markdown(reports))
     _write_text(folder / "table.html", page.render("Scores", [table(reports)]))
-
-
-def _walk(experiment: Experiment, params: Any, images: np.ndarray) -> page.Walk:
-    """The reverse steps of the config's sampler, for the page's slider."""
-    times = times_between(experiment.T, experiment.steps)
-    marks = marks_of(make_sampler(experiment.config), times, _FRAMES)
-    frames = [mosaic(x) for x in np.asarray(walk(experiment, params, images, marks))]
-    title = f"From xT to x0: {TITLES[experiment.config.sampler.name]}"
-    return page.Walk(title, marks.tolist(), frames)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -342,6 +342,7 @@ GENERATE_BLUR = CELEBA | dict(
     eight_bit=True,
 )  # fmt: skip
 HOT = CELEBA | dict(num_steps=200, schedule="cosine", eight_bit=False)
+OF_THE_PAPER = [c for c in CONFIGS if not c.endswith(("_digits", "_small"))]
 PAPER = {
     "blur_mnist": SMALL | BLUR | dict(num_steps=20, kernel_size=11, std=7.0, padding="circular"),
     "blur_cifar10": SMALL | BLUR
@@ -369,7 +370,7 @@ PAPER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [c for c in CONFIGS if not c.endswith("_digits")])
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_configs_have_the_paper_s_settings(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     for field, expected in PAPER[name].items():
@@ -398,7 +399,7 @@ PRIORS = {  # with the sampler of the best row
 }
 
 
-@pytest.mark.parametrize("name", [c for c in CONFIGS if not c.endswith("_digits")])
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_configs_generate_as_in_the_paper(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     found = config.prior.to_dict(), config.sampler.name

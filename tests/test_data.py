@@ -296,7 +296,7 @@ def test_a_tfds_dataset_has_labels_if_it_has_one_kind(classes, tmp_path, monkeyp
     if classes == ["label"]:
         assert data.load_labelled("tfds:x", "train", size=4, channels=1)[1].tolist() == [4, 4]
     else:
-        with pytest.raises(UserError, match="tfds:x has no class labels.*or several"):
+        with pytest.raises(UserError, match=r"tfds:x has no class labels.*or several"):
             data.load_labelled("tfds:x", "train", size=4, channels=1)
 
 

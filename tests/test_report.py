@@ -129,13 +129,16 @@ def test_a_table_is_written(tmp_path):
     assert list(json.loads((tmp_path / "new" / "table.json").read_text())) == ["one", "two"]
 
 
-def test_the_walk_ends_where_the_picture_does(experiment):
-    """The slider's frames are the iterates, from xT to x0."""
+def test_a_picture_of_a_known_walk(experiment):
+    """Is the picture without it: the columns are its stages, from xT to x0."""
     params = init_params(experiment, jax.random.key(0))
     images = evaluate.load_test_images(experiment.config, 2)
-    found = report._walk(experiment, params, images)
-    assert found.times == [6, 5, 4, 3, 2, 1, 0] and len(found.frames) == 7
-    picture = evaluate.picture(experiment, params, images)
-    last = picture[-98:-2, -98:-2, 0][::6, ::6].astype(int)  # of the second image, enlarged by 6
-    shown = found.frames[-1][2:66, 68:132, 0][::4, ::4]  # beside the first, enlarged by 4
-    assert np.abs(last - shown).max() <= 1
+    way = evaluate.walk(experiment, params, images, 50)
+    assert way.times == [6, 5, 4, 3, 2, 1, 0]
+    few = evaluate.walk(experiment, params, images, 6)
+    assert few.times == [6, 5, 4, 2, 1, 0]
+    for i, t in enumerate(few.times):
+        np.testing.assert_allclose(few.iterates[i], way.iterates[6 - t], atol=1e-5)
+    pictures = [evaluate.picture(experiment, params, images, w).astype(int) for w in (None, way)]
+    assert pictures[0].shape == pictures[1].shape
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
