@@ -146,7 +146,7 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Scores at the checkpoints of training, a curve for each sampler; a picture for each score.
 
     Args:
-      evolution: as `colddiff.train` keeps it: `{"scores": {step: scores_of(report)}}`.
+      evolution: as `colddiff.train` keeps it: `{"num_images": n, "scores": {step: scores_of(.)}}`.
     """
     by_kind: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for step, scores in evolution["scores"].items():
@@ -154,10 +154,22 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
             sampler, _, kind = name.partition("/")
             series = by_kind.setdefault(kind, {})
             series.setdefault(TITLES[sampler], []).append((int(step), value))
+    title = f"{{}} of the first {evolution['num_images']} test images"
     return {
-        kind: plots.curves(series, title=kind, x_label="training step", y_label=kind)
+        kind: plots.curves(
+            series,
+            title=title.format(_name(kind)),
+            x_label="training step",
+            y_label=_name(kind),
+        )
         for kind, series in by_kind.items()
     }
+
+
+def _name(kind: str) -> str:
+    """As people write it: 'RMSE', 'FD pca'."""
+    score, _, space = kind.partition("/")
+    return f"{score.upper()} {space}".strip()
 
 
 def write(
@@ -189,7 +201,7 @@ def write(
     evolution = read_json(workdir / "evolution.json")
     if evolution is not None:
         for kind, plot in evolution_plots(evolution).items():
-            sections.append(page.Picture(f"{kind} in training", plot))
+            sections.append(page.Picture(f"{_name(kind)} in training", plot))
     write_json(folder / f"{name}.json", as_json(report))
     _write_text(folder / f"{name}.md", markdown(reports))
     text = page.render(f"{workdir.name}", sections, subtitle=headline(report))

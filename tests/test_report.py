@@ -94,7 +94,7 @@ def test_what_is_written(name, experiment, tmp_path):
     rows = [row("degraded", 0), row("direct", 1, psnr=math.inf)]
     rows += [row("tacos", n, rmse=1 / n, distances=[distance(1 / n)]) for n in (2, 6)]
     (tmp_path / "evolution.json").write_text(
-        '{"scores": {"4": {"tacos/rmse": 0.3}, "8": {"tacos/rmse": 0.2}}}'
+        '{"num_images": 5, "scores": {"4": {"tacos/rmse": 0.3}, "8": {"tacos/rmse": 0.2}}}'
     )
     folder = report.write(make(rows), experiment, params, tmp_path, name=name)
     assert folder == tmp_path / "evaluation" / "0000008"
@@ -107,7 +107,7 @@ def test_what_is_written(name, experiment, tmp_path):
     assert picture.shape[1] > 6 * 96 and picture.std() > 10
     page = (folder / f"{name}.html").read_text()
     assert "Sampled (tacos, Algorithm 2)" in page and "weights EMA of step 8" in page
-    assert page.count("rmse in training") >= 1
+    assert page.count("RMSE in training") >= 1
     plots = sorted(p.name for p in folder.glob("study-*.png"))
     expected = ["study-fd__pca_32_of_digits.png", "study-rmse.png", "study-ssim.png"]
     assert plots == (expected if name == "study" else [])
