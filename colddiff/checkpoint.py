@@ -5,6 +5,7 @@ step (`colddiff.data.batches`). A run goes on only with the config that it was s
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +50,12 @@ def open_manager(
 
 
 def _goodness(score: str) -> Callable[[dict[str, float]], float]:
-    """Larger is better: SSIM and PSNR grow with quality, errors and distances fall."""
+    """Larger is better: SSIM and PSNR grow with quality, errors and distances fall.
+
+    A checkpoint without that score, of a time when another one was wanted, is the worst.
+    """
     sign = 1 if score.endswith(("/ssim", "/psnr")) else -1
-    return lambda scores: sign * scores[score]
+    return lambda scores: sign * scores[score] if score in scores else -math.inf
 
 
 def _kept(keep: int, best: str) -> preservation_policy.PreservationPolicy:

@@ -147,7 +147,7 @@ def train(
 ) -> Params:
     """Parameters that tell the classes apart, by cross-entropy; on one device.
 
-    The same arrays and settings give the same bits again, on the same kind of machine.
+    The same arrays and settings give the same bits again, on the same machine and libraries.
 
     Args:
       images: uint8 `[N, size, size, channels]`.

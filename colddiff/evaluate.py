@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import metrics
-from colddiff.build import Experiment, make_sampler
+from colddiff.build import Experiment, check_sampler, make_sampler
 from colddiff.devices import create_mesh, replicate, to_mesh
 from colddiff.errors import UserError
 from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
@@ -141,10 +141,11 @@ def ways_of(
       steps: the config's if empty.
 
     Raises:
-      UserError: steps outside 1..T.
+      UserError: steps outside 1..T, or a sampler that does not exist or takes other degradations.
     """
     ways = []
     for name in experiment.config.eval.samplers if samplers is None else samplers:
+        check_sampler(make_sampler(experiment.config, name), experiment.degrade)
         for count in (1,) if name == "direct" else steps or (experiment.steps,):
             times_between(experiment.T, count)
             ways.append(Way(name, count))
@@ -158,6 +159,7 @@ def evaluate(
     *,
     truth: Truth | None = None,
     ways: Sequence[Way] | None = None,
+    counts: Sequence[int] | None = None,
 ) -> Report:
     """Scores the degraded images and each way to restore them.
 
@@ -166,13 +168,21 @@ def evaluate(
       step: the training step they are of.
       truth: `load_truth` of the config if None.
       ways: `ways_of` the config if None.
+      counts: of how many of the first images to measure Fréchet distances as well; those of the
+        config if None.
+
+    Raises:
+      UserError: there are not so many images, or other settings that cannot work.
     """
     config = experiment.config
     truth = load_truth(config) if truth is None else truth
+    counts = config.eval.counts if counts is None else counts
+    if wrong := [n for n in counts if not 2 <= n <= len(truth.images)]:
+        total = len(truth.images)
+        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
     ways = ways_of(experiment) if ways is None else ways
     experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
-    rows = [_score(experiment, params, truth, None)]
-    rows += [_score(experiment, params, truth, way) for way in ways]
+    rows = [_score(experiment, params, truth, way, counts) for way in (None, *ways)]
     return Report(
         source=config.data.source,
         split=config.data.test_split,
@@ -187,7 +197,9 @@ def evaluate(
     )
 
 
-def _score(experiment: Experiment, params: Any, truth: Truth, way: Way | None) -> Row:
+def _score(
+    experiment: Experiment, params: Any, truth: Truth, way: Way | None, counts: Sequence[int]
+) -> Row:
     """One row: the images degraded to T, restored, compared with themselves; None: not restored."""
     config, mesh, T = experiment.config, create_mesh(), experiment.T
     # Every device takes as many images as the next; none of it shows in the scores.
@@ -225,8 +237,7 @@ def _score(experiment: Experiment, params: Any, truth: Truth, way: Way | None) -
         meter.note()
     seconds = (time.monotonic() - began) / len(images)
     distances = [
-        _distance(features, reference, restored, config.eval.counts)
-        for features, reference in truth.spaces
+        _distance(features, reference, restored, counts) for features, reference in truth.spaces
     ]
     mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
     scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
@@ -238,8 +249,6 @@ def _distance(
 ) -> Distance:
     """Between the images of the batches and the reference."""
     total = sum(map(len, batches))
-    if wrong := [n for n in counts if not 2 <= n <= total]:
-        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
     found = collect(features, batches, total=total, counts=counts)
     at = {
         n: metrics.frechet_distance(moments.gaussian, reference.gaussian)

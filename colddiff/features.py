@@ -32,7 +32,7 @@ from colddiff.progress import Meter
 
 _COMPONENTS = 32
 _PCA_IMAGES = 10_000  # of the training split, the first ones
-_EXACT = 4096  # pixels times channels, up to which principal components are exact
+_EXACT = 4096  # pixels times channels, up to which a covariance of them is computed
 _KEPT = 10_000  # features for a kernel distance, of the first images
 _CHUNK = 16  # images that a device takes at a time: so rounding is the same whatever the batch
 _VERSION = 1  # of the files in the cache
@@ -43,7 +43,7 @@ class Features(NamedTuple):
 
     Attributes:
       space: its name in `SPACES`.
-      name: what stands beside every number, such as 'pca-32 of digits'.
+      name: what stands beside every number, such as 'pca-32 of digits 32²×1'.
       identity: all that the features depend on, in JSON's types.
       extract: `extract(images) -> [B, D]` float32, of uint8 `[B, H, W, C]`; a Partial, for `jit`.
     """
@@ -117,7 +117,7 @@ def collect(
             done = 0 if all_moments is None else all_moments.count
             if done < _KEPT:
                 first.append(values[: _KEPT - done])
-            ends = [n - done for n in sorted(counts) if done < n < done + len(values)]
+            ends = [n - done for n in sorted(set(counts)) if done < n < done + len(values)]
             for part in np.split(values, ends):
                 own = metrics.moments(part)
                 all_moments = own if all_moments is None else metrics.merge(all_moments, own)
@@ -194,6 +194,12 @@ def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def _pixels(config: ConfigDict) -> Features:
+    settings = config.data
+    if settings.image_size**2 * settings.channels > _EXACT:
+        raise UserError(
+            f"the feature space 'pixels' is for images of at most {_EXACT} numbers; these have "
+            f"{settings.image_size}² × {settings.channels}. Use 'pca'"
+        )
     identity = {"space": "pixels"}
     return Features("pixels", "pixels", identity, Partial(_flat))
 
@@ -209,8 +215,15 @@ def _pca(config: ConfigDict) -> Features:
     pca = PCA(min(_COMPONENTS, *flat.shape), svd_solver=solver, random_state=0).fit(flat)
     mean, axes = (np.asarray(x, np.float32) for x in (pca.mean_, pca.components_.T))
     identity = {"space": "pca", "axes": hashlib.sha256(mean.tobytes() + axes.tobytes()).hexdigest()}
-    name = f"pca-{pca.n_components_} of {config.data.source}"
+    name = f"pca-{pca.n_components_} of {_origin(config)}"
     return Features("pca", name, identity, Partial(_project, jnp.asarray(mean), jnp.asarray(axes)))
+
+
+def _origin(config: ConfigDict) -> str:
+    """What a space was fitted to: 'digits 32²×1'."""
+    settings = config.data
+    split = "" if settings.train_split == "train" else f" {settings.train_split}"
+    return f"{settings.source}{split} {settings.image_size}²×{settings.channels}"
 
 
 def _flat(images: jax.Array) -> jax.Array:
@@ -232,7 +245,7 @@ def _classifier(config: ConfigDict) -> Features:
         channels=settings.channels,
         folder=cache_folder(),
     )
-    name = f"classifier of {settings.source}"
+    name = f"classifier of {_origin(config)}"
     return Features("classifier", name, found.identity, Partial(classifier.features, found.params))
 
 

@@ -275,12 +275,13 @@ def load(
 
 def _best_step(workdir: Path, config: ConfigDict) -> int:
     """Of the checkpoints there, by the score that the run kept its best one by."""
-    score = config.train.best
+    score = config.train.get("best", "")
     if not score:
         raise UserError(f"{workdir} was trained without config.train.best: it knows no best step")
     with checkpoint.open_manager(workdir, best=score) as manager:
         step = manager.best_step()
-    if step is None:
+        known = step is not None and score in (manager.metrics(step) or {})
+    if not known:
         raise UserError(f"no checkpoint in {workdir} has the score {score}")
     return step
 

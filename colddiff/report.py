@@ -46,12 +46,10 @@ def table(reports: Mapping[str, Report]) -> page.Table:
     spaces = list(
         dict.fromkeys(d.features for r in reports.values() for row in r.rows for d in row.distances)
     )
-    counts = {
-        d.features: sorted(d.frechet_at)
-        for r in reports.values()
-        for row in r.rows
-        for d in row.distances
-    }
+    counts: dict[str, list[int]] = {space: [] for space in spaces}
+    for distance in (d for r in reports.values() for row in r.rows for d in row.distances):
+        known = counts[distance.features]
+        known[:] = sorted({*known, *distance.frechet_at})
     papers = any(report.paper for report in reports.values())
     several = len(reports) > 1
     header = ["", "steps"]
@@ -68,7 +66,9 @@ def table(reports: Mapping[str, Report]) -> page.Table:
             cells += [_number(row.ssim, 4), _number(row.rmse, 4), _number(row.psnr, 2)]
             cells.append(_number(1000 * row.seconds, 1))
             if papers:
-                said = report.paper.get(row.name, [None] * 3)
+                theirs = row.name in ("degraded", "direct") or row.steps == report.T
+                said = report.paper.get(row.name) if theirs else None
+                said = said or [None] * 3
                 cells += [_number(said[0], 2), _number(said[1], 3), _number(said[2], 3)]
             rows.append(cells)
     note = "; ".join(headline(report) for report in reports.values())
@@ -149,12 +149,12 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
       evolution: as `colddiff.train` keeps it: `{"num_images": n, "scores": {step: scores_of(.)}}`.
     """
     by_kind: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for step, scores in evolution["scores"].items():
+    for step, scores in evolution.get("scores", {}).items():
         for name, value in scores.items():
             sampler, _, kind = name.partition("/")
             series = by_kind.setdefault(kind, {})
             series.setdefault(TITLES[sampler], []).append((int(step), value))
-    title = f"{{}} of the first {evolution['num_images']} test images"
+    title = f"{{}} of the first {evolution.get('num_images')} test images"
     return {
         kind: plots.curves(
             series,

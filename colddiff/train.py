@@ -27,6 +27,7 @@ from colddiff.errors import UserError
 from colddiff.files import read_json, write_json
 from colddiff.images import from_uint8, mosaic, save_png
 from colddiff.inference import Run, forget_priors, load_prior
+from colddiff.metrics import SSIM_WINDOW
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import TrainState, init_state, update_ema
@@ -124,8 +125,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
         return
-    if not start:
+    if not start:  # what an earlier run may have left
         forget_priors(workdir)
+        (workdir / "evolution.json").unlink(missing_ok=True)
     load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = _load_train_images(config)
     truth = _load_truth(config)
@@ -227,6 +229,14 @@ def _load_truth(config: ConfigDict) -> evaluate.Truth | None:
     if best and (sampler not in config.eval.samplers or score not in known):
         expected = f"SAMPLER/SCORE of {config.eval.samplers} and {', '.join(known)}"
         raise UserError(f"config.train.best={best!r} must be {expected}")
+    features = config.eval.features
+    small = config.data.image_size < SSIM_WINDOW
+    fewest = 4 if score.startswith("kd/") else 2 if features else 1
+    if count < fewest or (small and score == "ssim"):
+        raise UserError(
+            f"config.train.scored={count} images of {config.data.image_size}² have no such scores: "
+            f"{best or features}; FD needs 2 images, KD 4, SSIM {SSIM_WINDOW} pixels"
+        )
     return evaluate.load_truth(config, count)
 
 
@@ -235,12 +245,15 @@ def _scores(
 ) -> dict[str, float]:
     """Of the averaged parameters; added to evolution.json and its pictures."""
     step = int(state.step)
-    scores = report.scores_of(evaluate.evaluate(experiment, state.ema_params, step, truth=truth))
+    found = evaluate.evaluate(experiment, state.ema_params, step, truth=truth, counts=())
+    scores = report.scores_of(found)
     path = workdir / "evolution.json"
-    before = (read_json(path) or {"scores": {}})["scores"]
-    # A run that went on from an earlier checkpoint measures what came after it anew.
-    kept = {k: v for k, v in before.items() if int(k) < step} | {str(step): scores}
-    evolution = {"num_images": len(truth.images), "scores": kept}
+    before = read_json(path) or {}
+    # A run that went on from an earlier checkpoint measures what came after it anew; scores of
+    # another number of images are not of the same curve.
+    same = before.get("num_images") == len(truth.images)
+    kept = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < step}
+    evolution = {"num_images": len(truth.images), "scores": kept | {str(step): scores}}
     write_json(path, evolution)
     for kind, picture in report.evolution_plots(evolution).items():
         save_png(workdir / "evolution" / f"{report.file_name(kind)}.png", picture)

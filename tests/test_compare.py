@@ -40,7 +40,7 @@ def test_measures_of_known_sets(config, train, tmp_path):
     assert list(rows) == ["data, train split", "data, test split", "copies", "gray", "one"]
     assert rows["copies"][1:] == rows["data, train split"][1:]
     gaps = {title: row.gaps[0] for title, row in rows.items()}
-    assert gaps["copies"].features == "pca-32 of digits"
+    assert gaps["copies"].features == "pca-32 of digits 16²×1"
     assert gaps["copies"].train == pytest.approx(0, abs=1e-6)
     assert gaps["copies"].test == pytest.approx(gaps["data, test split"].train)
     assert 0.3 < gaps["copies"].test < 2  # of other digits of the same kind
@@ -67,7 +67,7 @@ def test_measures_of_known_sets(config, train, tmp_path):
     line = f"| gray | 600 | {gray.train:.2f} | {gray.test:.2f} | {rows['gray'].pairwise:.3f} |"
     assert line in markdown(report).splitlines()
     assert f"{gray.train:.2f}" != f"{gray.test:.2f}"
-    assert "| FD to train, pca-32 of digits |" in markdown(report)
+    assert "| FD to train, pca-32 of digits 16²×1 |" in markdown(report)
     assert written["rows"][2]["gaps"][0]["train"] == gaps["copies"].train
     picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png"))
     assert picture.shape[1] == 4 * 98 + 2  # the data, and three folders

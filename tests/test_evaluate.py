@@ -102,7 +102,7 @@ def test_distances_are_those_of_the_restored_images():
         assert distance.frechet_at == {40: pytest.approx(expected, rel=1e-3)}
         expected = metrics.kernel_distance(restored, truth, paired=True)
         assert distance.kernel.value == pytest.approx(expected.value, rel=1e-2)
-    assert [d.features for d in report.rows[0].distances] == ["pixels", "pca-32 of digits"]
+    assert [d.features for d in report.rows[0].distances] == ["pixels", "pca-32 of digits 16²×1"]
 
     config.eval.counts = (40, 102)
     with pytest.raises(UserError, match=r"eval.counts has \[102\]; there are 101 images"):
@@ -130,6 +130,8 @@ def test_ways_are_samplers_by_steps():
     assert ways == [("naive", 1), ("naive", 3), ("direct", 1)]
     with pytest.raises(UserError, match=r"steps=7 must lie in 1\.\.T=6"):
         evaluate.ways_of(experiment, ("tacos",), (3, 7))
+    with pytest.raises(UserError, match="ddim and ddpm take only blends"):
+        evaluate.ways_of(experiment, ("ddim",))
     config = tiny_config()
     config.eval.num_images = 4
     experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)

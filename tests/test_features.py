@@ -86,7 +86,7 @@ def test_statistics_do_not_depend_on_the_devices(tmp_path):
 
 def test_moments_of_the_first_n(images):
     space = features.make_features("pixels", tiny_config())
-    found = features.collect(space, batches(images, 30), total=101, counts=(2, 64, 77))
+    found = features.collect(space, batches(images, 30), total=101, counts=(64, 2, 77, 64))
     assert sorted(found.moments) == [2, 64, 77, 101]
     flat = images.reshape(101, -1) / 255
     for n, moments in found.moments.items():
@@ -99,7 +99,7 @@ def test_moments_of_the_first_n(images):
 
 def test_principal_components_are_those_of_the_training_split(images):
     space = features.make_features("pca", tiny_config())
-    assert space.name == "pca-32 of digits"
+    assert space.name == "pca-32 of digits 16²×1"
     train = data.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
     expected = PCA(32, svd_solver="full").fit(train).transform(images.reshape(101, -1) / 255)
     found = features.collect(space, [images], total=101).first
@@ -147,6 +147,10 @@ def test_a_split_is_collected_once(cache, monkeypatch):
 def test_wrong_spaces(monkeypatch, images):
     with pytest.raises(UserError, match="unknown feature space 'vgg'; valid: classifier,"):
         features.make_features("vgg", tiny_config())
+    large = tiny_config()
+    large.data.image_size, large.data.channels = 64, 3
+    with pytest.raises(UserError, match=r"at most 4096 numbers; these have 64² × 3\. Use 'pca'"):
+        features.make_features("pixels", large)
     nothing = features.Features("pixels", "x", {}, Partial(lambda x: x[:, :, 0, 0] * jnp.nan))
     with pytest.raises(UserError, match="the features x of an image are not finite"):
         features.collect(nothing, [images], total=101)

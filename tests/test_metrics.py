@@ -88,6 +88,16 @@ def test_frechet_distance_in_closed_form():
     assert metrics.frechet_distance(few, moved) == pytest.approx(80)
 
 
+def test_frechet_distance_of_many_features_and_few_images():
+    """500 dimensions, rank 100: the rounding of 400 zeros does not add up."""
+    few = gaussian(np.random.default_rng(2).normal(size=(101, 500)))
+    moved = few._replace(mean=few.mean + 0.1)
+    assert metrics.frechet_distance(few, moved) == pytest.approx(5, abs=1e-9)
+    larger = few._replace(covariance=4 * few.covariance)
+    expected = np.trace(few.covariance)  # (2 - 1)²
+    assert metrics.frechet_distance(few, larger) == pytest.approx(expected, abs=1e-8)
+
+
 def test_frechet_distance_of_known_gaussians():
     """Σ_y = Σ_x scaled along its axes: |Δμ|² + Σ (√λ - √λ')², though they are not diagonal."""
     rng = np.random.default_rng(4)

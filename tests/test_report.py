@@ -52,6 +52,8 @@ def test_the_table_in_the_paper_s_layout():
         "| Sampled (tacos, Algorithm 2) | 6 | 3.50 | 0.035 ± 0.001 | 0.5000 | 0.2500 | 12.04 | "
         "12.3 | – | 0.718 | 0.154 |",
     ]
+    fewer = report.markdown({"a run": make([row("tacos", 2)], paper=paper)}).splitlines()
+    assert fewer[-1].endswith("| 12.3 | – | – | – |")  # theirs are of T steps
 
 
 def test_one_table_of_several_runs():
@@ -73,6 +75,15 @@ def test_one_table_of_several_runs():
     assert lines[6].startswith("| one: Degraded (xT) | 0 | 3.50 | 0.035 ± 0.001 | – | – | – | 0.5")
     assert lines[7].startswith("| two: Degraded (xT) | 0 | – | – | 7.00 | – | 8.50 | 0.5")
     assert lines[8].startswith("| three: Degraded (xT) | 0 | – | – | – | – | – | 0.5")
+
+
+def test_counts_of_all_runs_are_columns():
+    rows = [[row("degraded", 0, distances=[distance(2.0, at)])] for at in ({10: 5.0}, {}, {7: 6.0})]
+    lines = report.markdown({str(i): make(r) for i, r in enumerate(rows)}).splitlines()
+    name = "pca-32 of digits"
+    assert f"| KD, {name} | FD at n = 7, {name} | FD at n = 10, {name} |" in lines[4]
+    found = [line.split(" | ")[4:6] for line in lines[6:]]
+    assert found == [["–", "5.00"], ["–", "–"], ["6.00", "–"]]
 
 
 def test_scores_by_name():

@@ -266,17 +266,20 @@ def test_what_training_leaves_to_look_at(tmp_path):
     assert np.abs(corners[:8] - x0[:, 0, 0, 0]).max() <= 1
 
 
-def test_checkpoints_are_scored_and_the_best_one_is_kept(tmp_path, monkeypatch):
-    """The scores are made up: from step 4 on it gets worse."""
+@pytest.mark.parametrize("best", ["tacos/rmse", "tacos/ssim"])
+def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeypatch):
+    """The scores are made up: from step 4 on it gets worse. It goes on from step 4 at the end."""
     config = tiny_config()
     config.train.checkpoint_every = 2
     config.train.checkpoints_kept = 1
     config.train.scored = 5
-    config.train.best = "tacos/rmse"
+    config.train.best = best
+    (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # another's
 
-    def made_up(experiment, params, step, *, truth):
-        assert len(truth.images) == 5 and truth.spaces[0][1].count == 297
-        row = evaluate.Row("tacos", 6, [6, 0], 0.2 + abs(step - 4), 1.0, 0.5, 0.0, [])
+    def made_up(experiment, params, step, *, truth, counts):
+        assert len(truth.images) == 5 and truth.spaces[0][1].count == 297 and counts == ()
+        off = abs(step - 4)
+        row = evaluate.Row("tacos", 6, [6, 0], 0.2 + off, 1.0, 0.9 - off, 0.0, [])
         seen.append((step, params))
         rows = [row._replace(name="degraded"), row]
         return evaluate.Report("digits", "test", 5, 297, "blur", 6, "EMA", step, rows, {})
@@ -301,6 +304,15 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(tmp_path, monkeypatch):
     assert {(step, "test/tacos/rmse") for step in (2, 4, 6, 8)} <= tags
     assert (tmp_path / "evolution" / "rmse.png").exists()
 
+    shutil.rmtree(tmp_path / "checkpoints" / "8")
+    config.train.num_steps = 5
+    config.train.best = "direct/rmse"  # which the checkpoint of step 4 does not know
+    train(config, tmp_path)
+    evolution = json.loads((tmp_path / "evolution.json").read_text())
+    assert list(evolution["scores"]) == ["2", "4", "5"]
+    with pytest.raises(UserError, match=r"no checkpoint in .* has the score direct/rmse"):
+        inference.load(tmp_path, step="best")
+
 
 @pytest.mark.parametrize(
     ("scored", "best", "message"),
@@ -308,6 +320,8 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(tmp_path, monkeypatch):
         (0, "tacos/rmse", "needs config.train.scored test images"),
         (5, "tacos/fid", "must be SAMPLER/SCORE of .*tacos.* and rmse, psnr, ssim, fd/pca, kd/pca"),
         (5, "ddim/rmse", "must be SAMPLER/SCORE"),
+        (1, "tacos/rmse", "have no such scores: tacos/rmse; FD needs 2 images"),
+        (3, "tacos/kd/pca", "KD 4"),
     ],
 )
 def test_a_best_score_must_be_measured(scored, best, message, tmp_path):
