@@ -190,7 +190,7 @@ _STYLE = """
 body { margin: 0; padding: 2.5rem 1rem 4rem; background: var(--page); color: var(--ink);
   font: 1rem/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere; text-wrap: pretty; -webkit-text-size-adjust: 100% }
-main { max-width: 60rem; margin: auto; container-type: inline-size }
+main { max-width: 68rem; margin: auto; container-type: inline-size }
 h1 { margin: 0; font-size: 1.75rem; font-weight: 650; line-height: 1.25 }
 h2 { margin: 3rem 0 .75rem; font-size: 1.2rem; font-weight: 600; line-height: 1.3 }
 .note { max-width: 42rem; margin: .6rem 0 0; color: var(--soft); font-size: .9375rem }
@@ -203,7 +203,7 @@ th, td { padding: .5rem 0 .5rem clamp(1rem, 3.3cqw, 2rem); border-bottom: 1px so
 th:first-child { position: sticky; left: 0; padding: .5rem .5rem .5rem 0; text-align: left;
   background: var(--page); font-weight: 400; white-space: normal; min-width: 8rem }
 thead th, thead th:first-child { border-bottom-color: var(--soft); font-weight: 600;
-  vertical-align: bottom }
+  vertical-align: bottom; white-space: normal; max-width: 10rem }
 .controls { display: flex; align-items: center; gap: .75rem; max-width: 36rem; margin-top: .5rem }
 input { flex: 1; min-width: 4rem; height: 2.75rem; margin: 0; accent-color: var(--accent);
   cursor: pointer }

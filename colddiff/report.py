@@ -71,7 +71,8 @@ def table(reports: Mapping[str, Report]) -> page.Table:
                 said = said or [None] * 3
                 cells += [_number(said[0], 2), _number(said[1], 3), _number(said[2], 3)]
             rows.append(cells)
-    note = "; ".join(headline(report) for report in reports.values())
+    # Of one run it is the page's own subtitle.
+    note = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
     return page.Table("Scores", header, rows, note)
 
 

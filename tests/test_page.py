@@ -278,7 +278,8 @@ def test_it_fits_and_can_be_read(browser, html, wide, tmp_path, width, dark):
     scroll_width, inner_width = browser.execute_script(root)
     assert inner_width == width and scroll_width <= width
     box = browser.find_element("class name", "box")
-    assert int(box.get_property("scrollWidth")) > int(box.get_property("clientWidth"))
+    needs, has = (int(box.get_property(name)) for name in ("scrollWidth", "clientWidth"))
+    assert (needs > has) == (width < 1000)  # its ten columns fit on a desktop
     names = box.find_element("css selector", "tbody th")
     left = names.rect["x"]
     browser.execute_script("arguments[0].scrollLeft = 100", box)
