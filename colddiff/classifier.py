@@ -11,7 +11,6 @@ Distances, and the sets of images, are the callers'.
 import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -281,7 +280,7 @@ def _read(path: Path, identity: str) -> tuple[Params, float, str]:
             reached = float(file["accuracy"])
             names = [name for name in file.files if name.startswith(_PARAMS)]
             arrays = {name.removeprefix(_PARAMS): file[name] for name in names}
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives raise all sorts
         raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
     if said != identity:
         raise UserError(f"{path} is of {said}, not of {identity}; delete it")

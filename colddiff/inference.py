@@ -4,7 +4,6 @@ And what a run keeps beside its checkpoints: its prior, in `WORKDIR/prior`.
 """
 
 import functools
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,7 +306,7 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
         try:
             with np.load(path) as arrays:
                 mixture = Mixture(**arrays)
-        except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged archives raise all sorts
             raise UserError(
                 f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
             ) from error

@@ -48,15 +48,15 @@ def same(x, y):
     )
 
 
-def test_it_tells_digits_apart_that_it_has_not_seen(digits):
+def test_it_tells_digits_apart_that_it_has_not_seen(digits, monkeypatch):
     """The last layer, a matrix product of the features, gives the accuracy that it says."""
     last = {name: np.asarray(array) for name, array in digits.params["logits"].items()}
-    for split in data.SPLITS:
-        images, labels = data.load_labelled("digits", split, **SHAPE)
-        logits = np.asarray(classifier.features(digits.params, images)) @ last["kernel"]
-        found = np.mean((logits + last["bias"]).argmax(axis=1) == labels)
-        assert found == classifier.accuracy(digits.params, images, labels)
-    assert split == "test" and digits.accuracy == found >= 0.95
+    images, labels = data.load_labelled("digits", "test", **SHAPE)
+    found = jax.jit(classifier.features)(digits.params, images)
+    guess = (np.asarray(found) @ last["kernel"] + last["bias"]).argmax(axis=1)
+    assert digits.accuracy == np.mean(guess == labels) >= 0.95
+    monkeypatch.setattr(classifier, "_CHUNK", 100)
+    assert digits.accuracy == classifier.accuracy(digits.params, images, labels)
 
 
 def test_a_second_load_reads_the_file(digits, folder, monkeypatch):
