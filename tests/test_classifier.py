@@ -194,6 +194,7 @@ def test_distances_in_its_features_grow_with_damage(digits):
         assert found[-1] > 3 * test, (name, test, found)
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_its_settings():
     """The same bits again, and other ones if anything differs."""
     images, labels = data.load_labelled("digits", "train", size=8, channels=1, limit=200)

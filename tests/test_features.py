@@ -63,6 +63,7 @@ def test_statistics_do_not_depend_on_the_batches(images, convolved):
     np.testing.assert_allclose(found[0].gaussian.covariance, np.cov(values.T), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_statistics_do_not_depend_on_the_devices(tmp_path):
     """One and four, in processes of their own, by a trained classifier: within 1e-9."""
     code = (

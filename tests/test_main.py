@@ -31,6 +31,7 @@ def test_one_command_trains_and_evaluates(tmp_path):
     assert "model.width: 8 there, 16 here" in other.stderr and "Traceback" not in other.stderr
 
 
+@pytest.mark.slow
 def test_a_study_and_a_table_of_several_runs(trained, generator, tmp_path):
     """Without --config: each run has the one it was trained with."""
     runs = [shutil.copytree(trained, tmp_path / "a"), shutil.copytree(generator, tmp_path / "b")]

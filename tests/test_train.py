@@ -266,7 +266,7 @@ def test_what_training_leaves_to_look_at(tmp_path):
     assert np.abs(corners[:8] - x0[:, 0, 0, 0]).max() <= 1
 
 
-@pytest.mark.parametrize("best", ["tacos/rmse", "tacos/ssim"])
+@pytest.mark.parametrize("best", ["tacos/rmse", pytest.param("tacos/ssim", marks=pytest.mark.slow)])
 def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeypatch):
     """The scores are made up: from step 4 on it gets worse. It goes on from step 4 at the end."""
     config = tiny_config()
