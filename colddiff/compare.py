@@ -18,7 +18,7 @@ from PIL import Image
 from colddiff import metrics
 from colddiff.errors import UserError
 from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
-from colddiff.files import as_json, markdown_table, read_json, whole, write_json
+from colddiff.files import as_json, markdown_table, read_json, write_json, write_text
 from colddiff.images import grid, save_png
 
 _PAIRS_OF = 512  # images whose distances are averaged
@@ -153,8 +153,7 @@ def write(comparison: Comparison, workdir: Path) -> Path:
     fields = comparison._asdict()
     del fields["picture"]
     write_json(workdir / "comparison.json", as_json(fields))
-    with whole(workdir / "comparison.md") as file:
-        file.write(markdown(comparison).encode())
+    write_text(workdir / "comparison.md", markdown(comparison))
     save_png(workdir / "comparison.png", comparison.picture)
     return workdir
 

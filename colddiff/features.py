@@ -156,10 +156,8 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
     try:
         with np.load(path) as arrays:
             moments = metrics.Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-            found, said = (
-                Collected({moments.count: moments}, arrays["first"]),
-                str(arrays["identity"]),
-            )
+            found = Collected({moments.count: moments}, arrays["first"])
+            said = str(arrays["identity"])
     except Exception as error:  # damaged archives raise all sorts
         raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
     if said != text:

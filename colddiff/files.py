@@ -44,8 +44,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes it, two spaces a level."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes it in UTF-8."""
     with whole(path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
+        file.write(text.encode())
 
 
 def as_json(value: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from colddiff import page, plots
 from colddiff.build import Experiment
 from colddiff.evaluate import Report, Row, load_test_images, picture, walk
-from colddiff.files import as_json, markdown_table, read_json, whole, write_json
+from colddiff.files import as_json, markdown_table, read_json, write_json, write_text
 from colddiff.images import mosaic, save_png
 
 TITLES = {
@@ -204,22 +204,17 @@ def write(
         for kind, plot in evolution_plots(evolution).items():
             sections.append(page.Picture(f"{_name(kind)} in training", plot))
     write_json(folder / f"{name}.json", as_json(report))
-    _write_text(folder / f"{name}.md", markdown(reports))
-    text = page.render(f"{workdir.name}", sections, subtitle=headline(report))
-    _write_text(folder / f"{name}.html", text)
+    write_text(folder / f"{name}.md", markdown(reports))
+    text = page.render(workdir.name, sections, subtitle=headline(report))
+    write_text(folder / f"{name}.html", text)
     return folder
 
 
 def write_table(reports: Mapping[str, Report], folder: Path) -> None:
     """Writes table.json, table.md and table.html of several runs by title."""
     write_json(folder / "table.json", as_json(dict(reports)))
-    _write_text(folder / "table.md", markdown(reports))
-    _write_text(folder / "table.html", page.render("Scores", [table(reports)]))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with whole(path) as file:
-        file.write(text.encode())
+    write_text(folder / "table.md", markdown(reports))
+    write_text(folder / "table.html", page.render("Scores", [table(reports)]))
 
 
 def file_name(text: str) -> str:
