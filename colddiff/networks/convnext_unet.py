@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from colddiff.networks.convolution import ConvTranspose, convolve
 from colddiff.networks.layers import check_input, kernel_init, sinusoidal_embedding
 
 _HEADS, _HEAD_WIDTH = 4, 32
@@ -61,9 +62,7 @@ class ConvNeXtUNet(nn.Module):
         # The first level's skip stays unused, as in the paper's code.
         for f, skip in zip(features[-2::-1], skips[:0:-1], strict=True):
             x = level(jnp.concatenate([x, skip], axis=-1), f)
-            x = nn.ConvTranspose(
-                f, (4, 4), (2, 2), "SAME", kernel_init=kernel_init, dtype=self.dtype
-            )(x)
+            x = ConvTranspose(f, kernel_init=kernel_init, dtype=self.dtype)(x)
 
         x = _Block(self.width, dtype=self.dtype)(x, None)
         x0_hat = _conv(self.channels, 1, self.dtype)(x).astype(jnp.float32)
@@ -139,4 +138,5 @@ def _conv(
         use_bias=bias,
         kernel_init=kernel_init,
         dtype=dtype,
+        conv_general_dilated=convolve,
     )
