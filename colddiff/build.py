@@ -22,7 +22,7 @@ from absl import logging
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from colddiff import data
+from colddiff import data, networks
 from colddiff.degradations import (
     DEGRADATIONS,
     SCHEDULES,
@@ -35,7 +35,6 @@ from colddiff.devices import create_mesh, split_rows
 from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.features import SPACES
 from colddiff.images import truncate_to_8_bit
-from colddiff.networks import NETWORKS
 from colddiff.priors import Mixture, Prior, block_means, check_size, gaussian_mixture, pattern
 from colddiff.samplers import SAMPLERS, Restore, Sampler, ddim, ddpm, times_between
 
@@ -113,7 +112,7 @@ def build(config: ConfigDict) -> Experiment:
       UserError: a name that does not exist, or settings that cannot work together.
     """
     _check_numbers(config)
-    model = _make("model", config.model, NETWORKS, channels=config.data.channels)
+    model = _make("model", config.model, networks.NETWORKS, channels=config.data.channels)
     experiment = Experiment(
         config=config,
         degrade=_unchanged,
@@ -142,7 +141,7 @@ def build(config: ConfigDict) -> Experiment:
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
     """The restorer's initial parameters."""
     images = jnp.zeros((1, *experiment.image_shape))
-    return experiment.model.init(key, images, jnp.zeros(1, jnp.int32))["params"]
+    return networks.init_params(experiment.model, key, images, jnp.zeros(1, jnp.int32))
 
 
 def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:

@@ -9,6 +9,7 @@ The output is float32 and not bounded to [-1, 1]. No loss, no sampler, no checkp
 import flax.linen as nn
 
 from colddiff.networks.convnext_unet import ConvNeXtUNet
+from colddiff.networks.layers import init_params
 from colddiff.networks.resnet_unet import ResNetUNet
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -16,4 +17,4 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "resnet_unet": ResNetUNet,
 }
 
-__all__ = ["NETWORKS", "ConvNeXtUNet", "ResNetUNet"]
+__all__ = ["NETWORKS", "ConvNeXtUNet", "ResNetUNet", "init_params"]

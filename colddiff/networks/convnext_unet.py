@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from colddiff.networks.convolution import ConvTranspose, convolve
-from colddiff.networks.layers import check_input, kernel_init, sinusoidal_embedding
+from colddiff.networks.layers import check_input, sinusoidal_embedding
 
 _HEADS, _HEAD_WIDTH = 4, 32
 
@@ -62,7 +62,7 @@ class ConvNeXtUNet(nn.Module):
         # The first level's skip stays unused, as in the paper's code.
         for f, skip in zip(features[-2::-1], skips[:0:-1], strict=True):
             x = level(jnp.concatenate([x, skip], axis=-1), f)
-            x = ConvTranspose(f, kernel_init=kernel_init, dtype=self.dtype)(x)
+            x = ConvTranspose(f, dtype=self.dtype)(x)
 
         x = _Block(self.width, dtype=self.dtype)(x, None)
         x0_hat = _conv(self.channels, 1, self.dtype)(x).astype(jnp.float32)
@@ -70,7 +70,7 @@ class ConvNeXtUNet(nn.Module):
 
     def _embed(self, t: jax.Array) -> jax.Array:
         """Time features `[B, width]`."""
-        dense = lambda f: nn.Dense(f, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        dense = lambda f: nn.Dense(f, dtype=self.dtype)  # noqa: E731
         time = dense(4 * self.width)(sinusoidal_embedding(t, self.width))
         return dense(self.width)(nn.gelu(time, approximate=False))
 
@@ -88,7 +88,7 @@ class _Block(nn.Module):
         h = _conv(width, 7, self.dtype, groups=width)(x)
         if time is not None:
             time = nn.gelu(time, approximate=False)
-            time = nn.Dense(width, kernel_init=kernel_init, dtype=self.dtype)(time)
+            time = nn.Dense(width, dtype=self.dtype)(time)
             h = h + time[:, None, None, :]
         if self.norm:
             h = _layer_norm(self.dtype)(h)
@@ -136,7 +136,6 @@ def _conv(
         padding=(size - 1) // 2,
         feature_group_count=groups,
         use_bias=bias,
-        kernel_init=kernel_init,
         dtype=dtype,
         conv_general_dilated=convolve,
     )

@@ -45,13 +45,12 @@ class ConvTranspose(nn.Module):
     """`nn.ConvTranspose` of a 4×4 kernel that doubles an image's size, with the same parameters."""
 
     features: int
-    kernel_init: Callable[..., jax.Array]
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, 2H, 2W, features]`."""
-        kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (4, 4, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return _upsample(x, kernel) + bias[None, None, None]
@@ -107,11 +106,17 @@ def _depthwise_gradients(padding, inputs, dy):
 def _shifted_sum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """One multiplication of the whole image, moved, for each pixel of the kernel."""
     h, w = kernel.shape[:2]
-    # The barriers keep XLA from computing the sum anew wherever it is used.
-    x_, kernel = lax.optimization_barrier((_pad(x, padding), kernel.astype(jnp.float32)))
-    H, W = x_.shape[1] - h + 1, x_.shape[2] - w + 1
-    y = sum(x_[:, i : i + H, j : j + W] * kernel[i, j, 0] for i in range(h) for j in range(w))
-    return lax.optimization_barrier(y.astype(x.dtype))
+    x_, kernel = _grouped(_pad(x, padding)), kernel.astype(jnp.float32)
+    H, W = x_.shape[2] - h + 1, x_.shape[3] - w + 1
+
+    # The loop keeps XLA from computing what it needs, and what it gives, anew at every use.
+    def image(n, y):
+        xn = lax.dynamic_index_in_dim(x_, n, axis=1, keepdims=False)
+        yn = sum(xn[:, i : i + H, j : j + W] * kernel[i, j, 0] for i in range(h) for j in range(w))
+        return lax.dynamic_update_index_in_dim(y, yn.astype(x.dtype), n, axis=1)
+
+    y = lax.fori_loop(0, x_.shape[1], image, jnp.zeros((*x_.shape[:2], H, W, x.shape[-1]), x.dtype))
+    return y.reshape(-1, H, W, x.shape[-1])
 
 
 def _depthwise_kernel_gradient(x, dy, kernel, padding):
@@ -196,12 +201,9 @@ def _sum_over_blocks(term, x, dy, size, strides, *, pixels):
     Both get a leading axis, of one group of images for each device that may share the batch: the
     loop then takes none from another device.
     """
-    B, H, W, _ = dy.shape
-    G = math.gcd(B, jax.device_count())
-    x, dy = lax.optimization_barrier(
-        tuple(a.astype(jnp.float32).reshape(G, B // G, *a.shape[1:]) for a in (x, dy))
-    )
-    images = math.gcd(B // G, max(1, pixels // (H * W)))
+    x, dy = _grouped(x), _grouped(dy.astype(jnp.float32))
+    G, B, H, W, _ = dy.shape
+    images = math.gcd(B, max(1, pixels // (H * W)))
     rows = math.gcd(H, max(1, pixels // W)) if images == 1 else H
     seen = (rows - 1) * strides[0] + size[0]
 
@@ -214,8 +216,15 @@ def _sum_over_blocks(term, x, dy, size, strides, *, pixels):
         return term(xs, dys)
 
     like = jax.eval_shape(block, 0)
-    count = (B // G // images) * (H // rows)
+    count = (B // images) * (H // rows)
     return lax.fori_loop(0, count, lambda n, s: s + block(n), jnp.zeros(like.shape, like.dtype))
+
+
+def _grouped(x: jax.Array) -> jax.Array:
+    """`[G, B / G, ...]`: a loop over the second axis takes no image from another device."""
+    B = len(x)
+    G = math.gcd(B, jax.device_count())
+    return x.reshape(G, B // G, *x.shape[1:])
 
 
 def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:

@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from colddiff.networks.layers import check_input, kernel_init, sinusoidal_embedding
+from colddiff.networks.convolution import convolve
+from colddiff.networks.layers import check_input, sinusoidal_embedding
 
 
 class ResNetUNet(nn.Module):
@@ -72,7 +73,7 @@ class ResNetUNet(nn.Module):
 
     def _embed(self, t: jax.Array) -> jax.Array:
         """Time features `[B, 4 width]`."""
-        dense = lambda f: nn.Dense(f, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        dense = lambda f: nn.Dense(f, dtype=self.dtype)  # noqa: E731
         time = dense(4 * self.width)(sinusoidal_embedding(t, self.width))
         return dense(4 * self.width)(nn.swish(time))
 
@@ -86,7 +87,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
-        dense = lambda f: nn.Dense(f, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        dense = lambda f: nn.Dense(f, dtype=self.dtype)  # noqa: E731
         h = nn.swish(_group_norm(x.shape[-1], self.dtype)(x))
         h = _conv(self.features, self.dtype)(h)
         h = h + dense(self.features)(nn.swish(time))[:, None, None, :]
@@ -104,7 +105,7 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, features = x.shape
-        dense = lambda: nn.Dense(features, kernel_init=kernel_init, dtype=self.dtype)  # noqa: E731
+        dense = lambda: nn.Dense(features, dtype=self.dtype)  # noqa: E731
         h = _group_norm(features, self.dtype)(x).reshape(B, H * W, features)
         q, k, v = dense()(h), dense()(h), dense()(h)
         scores = jnp.einsum("bic,bjc->bij", q, k).astype(jnp.float32) * features**-0.5
@@ -126,4 +127,6 @@ def _conv(
     padding: int | tuple[tuple[int, int], ...] = 1,
 ) -> nn.Conv:
     """A 3×3 convolution."""
-    return nn.Conv(features, (3, 3), strides, padding, kernel_init=kernel_init, dtype=dtype)
+    return nn.Conv(
+        features, (3, 3), strides, padding, dtype=dtype, conv_general_dilated=convolve
+    )
