@@ -107,7 +107,8 @@ class _LinearAttention(nn.Module):
         B, H, W, features = x.shape
         inner = _HEADS * _HEAD_WIDTH
         qkv = _conv(3 * inner, 1, self.dtype, bias=False)(_layer_norm(self.dtype)(x))
-        q, k, v = jnp.moveaxis(qkv.reshape(B, H * W, 3, _HEADS, _HEAD_WIDTH), 2, 0)
+        by_head = (B, H * W, _HEADS, _HEAD_WIDTH)
+        q, k, v = (part.reshape(by_head) for part in jnp.split(qkv, 3, axis=-1))
         k = jax.nn.softmax(k.astype(jnp.float32), axis=1).astype(self.dtype)
         context = jnp.einsum("bnhd,bnhe->bhde", k, v)
         out = jnp.einsum("bhde,bnhd->bnhe", context, q * _HEAD_WIDTH**-0.5)
