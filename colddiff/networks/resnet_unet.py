@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from colddiff.networks.convolution import convolve
 from colddiff.networks.layers import check_input, sinusoidal_embedding
 
 
@@ -127,6 +126,4 @@ def _conv(
     padding: int | tuple[tuple[int, int], ...] = 1,
 ) -> nn.Conv:
     """A 3×3 convolution."""
-    return nn.Conv(
-        features, (3, 3), strides, padding, dtype=dtype, conv_general_dilated=convolve
-    )
+    return nn.Conv(features, (3, 3), strides, padding, dtype=dtype)
