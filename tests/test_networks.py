@@ -14,13 +14,24 @@ from clu import parameter_overview
 from scipy import signal, special
 
 from colddiff.errors import UserError
-from colddiff.networks import NETWORKS, ConvNeXtUNet, ResNetUNet, convnext_unet, resnet_unet
+from colddiff.networks import (
+    NETWORKS,
+    ConvNeXtUNet,
+    ResNetUNet,
+    convnext_unet,
+    init_params,
+    resnet_unet,
+)
 from colddiff.networks.layers import sinusoidal_embedding
 
 
 def shapes_of(model, size):
     images, t = jnp.zeros((1, size, size, model.channels)), jnp.zeros(1, jnp.int32)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, t)["params"])
+
+
+def initial(module, *inputs):
+    return jax.jit(lambda key: init_params(module, key, *inputs))(jax.random.key(1))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,7 @@ def test_any_width_multipliers_and_size(network, width, multipliers, size, chann
     model = network(channels=channels, width=width, multipliers=multipliers, dtype=dtype)
     x = jax.random.normal(jax.random.key(0), (2, size, size, channels))
     t = jnp.array([1, 7])
-    params = jax.jit(model.init)(jax.random.key(1), x, t)["params"]
+    params = initial(model, x, t)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     found = jax.jit(model.apply)({"params": params}, x, t)
     assert found.shape == x.shape and found.dtype == jnp.float32 and np.all(np.isfinite(found))
@@ -68,11 +79,11 @@ def test_sizes_that_cannot_work_are_refused(network, size, message):
 def test_options_of_the_convnext_unet():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
     model = ConvNeXtUNet(channels=1, width=8, multipliers=(1,))
-    params = jax.jit(model.init)(jax.random.key(1), x, t)
+    params = {"params": initial(model, x, t)}
     residual = jax.jit(model.clone(residual=True).apply)(params, x, t)
     np.testing.assert_allclose(residual, x + jax.jit(model.apply)(params, x, t), atol=1e-5)
     timeless = model.clone(time_embedding=False)
-    params = jax.jit(timeless.init)(jax.random.key(1), x, t)
+    params = {"params": initial(timeless, x, t)}
     run = jax.jit(timeless.apply)
     assert np.array_equal(run(params, x, t), run(params, x, t + 9))
 
@@ -80,7 +91,7 @@ def test_options_of_the_convnext_unet():
 def test_dropout_acts_in_training_only():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
     model = ResNetUNet(channels=1, width=8, multipliers=(1,), dropout=0.5)
-    params = jax.jit(model.init)(jax.random.key(1), x, t)
+    params = {"params": initial(model, x, t)}
     train = jax.jit(lambda key: model.apply(params, x, t, train=True, rngs={"dropout": key}))
     first, second = train(jax.random.key(0)), train(jax.random.key(1))
     assert not np.array_equal(first, second)
@@ -136,7 +147,7 @@ def group_norm(x, params):
 
 def init_and_apply(module, *inputs):
     """Output for the first image, and the parameters, randomised so that none is 0 or 1."""
-    params = jax.jit(module.init)(jax.random.key(2), *inputs)["params"]
+    params = initial(module, *inputs)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
     noise = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]

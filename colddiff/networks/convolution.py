@@ -167,7 +167,11 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
     # Without a loop XLA would compute what goes in, and what comes out, anew at every use.
     def image(n, y):
         xn = lax.dynamic_index_in_dim(padded, n, axis=1, keepdims=False)
-        yn = sum(xn[:, i : i + H, j : j + W] * kernel[i, j, 0] for i in range(h) for j in range(w))
+        yn = sum(
+            xn[:, i : i + H, j : j + W] * kernel[i, j, 0][None, None, None]
+            for i in range(h)
+            for j in range(w)
+        )
         return lax.dynamic_update_index_in_dim(y, yn.astype(y.dtype), n, axis=1)
 
     y = lax.fori_loop(0, B, image, jnp.zeros((G, B, H, W, C), x.dtype))

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from colddiff.errors import UserError
 
 
-def init_params(model: nn.Module, key: jax.Array, xt: jax.Array, t: jax.Array) -> Any:
-    """Parameters to begin with; to be jitted.
+def init_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
+    """Parameters of a module to begin with, for inputs like these; to be jitted.
 
     Kernels are uniform on ±1/√fan_in, as those of the paper's PyTorch networks; all others are what
     their modules say: biases 0, scales 1.
     """
-    params = model.init(key, xt, t)["params"]
+    params = model.init(key, *inputs)["params"]
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
     # One draw for all kernels: XLA:CPU takes a tenth of a second to compile each. Flax's own draws
