@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from colddiff.errors import UserError
 
-_MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade")
+_MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade", "benchmark")
 _OF_A_RUN = ("evaluate", "generate")  # without --config they take the one that was trained with
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     workdir, *others = (Path(text).expanduser().absolute() for text in _workdirs())
 
     # Imported here so that a mistake in the flags is answered at once.
-    from colddiff import compare
+    from colddiff import benchmark, compare
     from colddiff.build import build
     from colddiff.evaluate import gallery, load_test_images
     from colddiff.generate import folder_of, generate, parse_seeds
@@ -88,6 +88,17 @@ def main(argv: Sequence[str]) -> None:
         path = workdir / "degraded.png"
         save_png(path, gallery(build(config), images))
         sys.stdout.write(f"picture: {path}\n")
+    if _MODE.value == "benchmark":
+        found = benchmark.benchmark(config, arguments=_config_arguments())
+        path = benchmark.write(found, workdir)
+        sys.stdout.write(f"\n{benchmark.markdown(found)}\ntable and JSON: {path.parent}\n")
+
+
+def _config_arguments() -> list[str]:
+    """The part of the command line that makes the config."""
+    given = sys.argv[1:]
+    values = {i + 1 for i, a in enumerate(given) if a.startswith("--config") and "=" not in a}
+    return [a for i, a in enumerate(given) if a.startswith("--config") or i in values]
 
 
 def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:

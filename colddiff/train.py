@@ -131,7 +131,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         forget_priors(workdir)
         (workdir / "evolution.json").unlink(missing_ok=True)
     load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
-    images = _load_train_images(config)
+    images = load_train_images(config)
     truth = _load_truth(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     settings = config.train
@@ -280,7 +280,8 @@ def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics])
     meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))
 
 
-def _load_train_images(config: ConfigDict) -> data.Images:
+def load_train_images(config: ConfigDict) -> data.Images:
+    """Those of the training split, a crop's margin larger."""
     settings = config.data
     images = data.load(
         settings.source,

@@ -24,6 +24,7 @@ LAYERS = [
     {"compare", "evaluate", "generate"},
     {"report"},
     {"train"},
+    {"benchmark"},
     {"main"},
 ]
 MATHS = ("degradations", "samplers", "priors", "networks", "metrics", "images")

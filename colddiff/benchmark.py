@@ -1,0 +1,318 @@
+"""How fast a config runs on this machine: `--mode=benchmark`.
+
+Every part is timed in turn, round after round, so that what else the machine does meets all of them
+alike; the table gives the median and the quartiles over the rounds. Nothing is trained or kept.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from colddiff import data
+from colddiff.build import Experiment, build
+from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
+from colddiff.errors import UserError
+from colddiff.files import markdown_table, write_json, write_text
+from colddiff.inference import Run
+from colddiff.samplers import image_keys
+from colddiff.state import init_state
+from colddiff.train import load_train_images, make_train_step
+
+_ROUNDS = 7
+_SIDE = 4096  # of the matrices whose product is the peak
+_LEAST_SECONDS = 0.2  # a part that is faster is repeated within a round
+
+
+class Timing(NamedTuple):
+    """One part.
+
+    Attributes:
+      seconds: of one call, the quartiles over the rounds: lower, median, upper.
+      images: that one call handles; 0 where it handles none.
+      flops: of one call, as the compiler counts them; 0 where it does not.
+      bytes: of memory that its program needs on a device, its arguments included; 0 if not known.
+      compile_seconds: of its program, which a compilation cache makes short; 0 without one.
+    """
+
+    name: str
+    seconds: tuple[float, float, float]
+    images: int = 0
+    flops: float = 0
+    bytes: int = 0
+    compile_seconds: float = 0
+
+
+class Benchmark(NamedTuple):
+    """All timings, with what they depend on.
+
+    Attributes:
+      peak: FLOP/s of a large matrix product in the network's dtype, on all devices, the median.
+      waiting: share of the training loop's time that it waits for data, while steps run.
+      outside: share of full sampling that is not the network.
+    """
+
+    device: str
+    devices: int
+    jax: str
+    config: dict[str, Any]
+    peak: float
+    waiting: float
+    outside: float
+    timings: list[Timing]
+
+
+class _Part(NamedTuple):
+    """`call()` starts the work and returns arrays to wait for."""
+
+    name: str
+    call: Callable[[], Any]
+    images: int = 0
+    program: Any = None
+    compile_seconds: float = 0
+
+
+def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark:
+    """Times the parts of a config on all devices.
+
+    Args:
+      arguments: of the command line, with which a start is timed; () to leave it out.
+
+    Raises:
+      UserError: the config cannot work, or the data cannot be read.
+    """
+    starts = _time_starts(arguments) if arguments else []  # while no device is taken
+    experiment, mesh = build(config), create_mesh()
+    experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
+    images = load_train_images(config)
+    parts = list(_parts(experiment, mesh, images))
+    logging.info("timing %d parts, %d rounds", len(parts), _ROUNDS)
+    times = _time(parts)
+    timings = [_timing(part, times[part.name]) for part in parts]
+    median = {t.name: t.seconds[1] for t in timings}
+    [peak] = [t for t in timings if t.name == "matrix product"]
+    device = jax.devices()[0]
+    return Benchmark(
+        device=f"{device.platform} {device.device_kind}, {os.cpu_count()} CPU cores",
+        devices=mesh.size,
+        jax=jax.__version__,
+        config=config.to_dict(),
+        peak=peak.flops / peak.seconds[1],
+        waiting=_waiting(experiment, mesh, images),
+        outside=median["sampling, R(x) = x"] / median["sampling"],
+        timings=starts + timings,
+    )
+
+
+def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, images: data.Images) -> Iterator[_Part]:
+    """What is timed, compiled."""
+    config, T = experiment.config, experiment.T
+    dtype = jnp.dtype(config.model.dtype)
+    count, accumulation = config.train.batch_size, config.train.accumulation
+    split = split_axis(mesh, 0)
+
+    square = jax.device_put(jnp.ones((_SIDE * mesh.size, _SIDE), dtype), split)
+    right = jax.device_put(jnp.ones((_SIDE, _SIDE), dtype), replicated(mesh))
+    yield _compiled("matrix product", 0, jnp.matmul, square, right)
+
+    state = init_state(experiment, mesh)
+    batches = _batches(config, mesh, images)
+    batch = to_mesh(next(batches), mesh, 1)
+    train_step = make_train_step(experiment, mesh)
+    program, seconds = _compile(train_step, state, batch, experiment.degrade)
+
+    def step():
+        nonlocal state  # it is donated
+        state, metrics = program(state, batch, experiment.degrade)
+        return metrics
+
+    yield _Part("train step", step, count * accumulation, program, seconds)
+
+    x0 = jax.random.uniform(
+        jax.random.key(0), (count, *experiment.image_shape), minval=-1.0, maxval=1.0
+    )
+    x0 = jax.device_put(x0, split)
+    keys = jax.device_put(image_keys(jax.random.key(1), 0, count), split)
+    params = jax.tree.map(jnp.copy, state.params)
+    t = jax.device_put(jnp.full(count, T), split)
+    yield _compiled("forward", count, experiment.restore, params, x0, t)
+
+    each = jax.vmap(lambda degrade, x0, t, key: degrade(x0, t, key), (None, 0, None, 0))
+    for t in dict.fromkeys((1, max(T // 2, 1), T)):
+        yield _compiled(f"degrade, t={t}", count, each, experiment.degrade, x0, jnp.int32(t), keys)
+
+    run = Run(experiment, params, 0, Path())
+    yield _Part("sampling", lambda: run.sample(params, x0), count)
+    idle = Run(experiment._replace(restore=lambda params, xt, t: xt), None, 0, Path())
+    yield _Part("sampling, R(x) = x", lambda: idle.sample(None, x0), count)
+    yield _Part("data", lambda: next(batches), count * accumulation)
+
+
+def _compiled(name: str, images: int, function: Callable, *arguments: Any) -> _Part:
+    program, seconds = _compile(jax.jit(function), *arguments)
+    return _Part(name, lambda: program(*arguments), images, program, seconds)
+
+
+def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
+    """The compiled program, and how long that took."""
+    begin = time.perf_counter()
+    program = function.lower(*arguments).compile()
+    return program, time.perf_counter() - begin
+
+
+def _batches(
+    config: ConfigDict, mesh: jax.sharding.Mesh, images: data.Images
+) -> Iterator[np.ndarray]:
+    settings = config.train
+    rows = host_rows("config.train.batch_size", settings.batch_size, mesh)
+    return data.batches(
+        images,
+        settings.batch_size,
+        accumulation=settings.accumulation,
+        seed=config.seed,
+        start=0,
+        stop=2**31,
+        rows=rows,
+        threads=config.data.threads,
+    )
+
+
+def _time(parts: Sequence[_Part]) -> dict[str, list[float]]:
+    """Seconds of a call of each part, for each round."""
+    times = {part.name: [] for part in parts}
+    repeats = {}
+    for round_ in range(_ROUNDS + 1):
+        for part in parts:
+            count = repeats.get(part.name, 1)
+            begin = time.perf_counter()
+            for _ in range(count):
+                jax.block_until_ready(part.call())
+            seconds = (time.perf_counter() - begin) / count
+            if round_:
+                times[part.name].append(seconds)
+            else:  # the first call may do more than the others
+                begin = time.perf_counter()
+                jax.block_until_ready(part.call())
+                once = time.perf_counter() - begin
+                repeats[part.name] = max(1, round(_LEAST_SECONDS / max(once, 1e-6)))
+        logging.info("round %d of %d", round_, _ROUNDS)
+    return times
+
+
+def _timing(part: _Part, seconds: Sequence[float]) -> Timing:
+    low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    flops, needed = 0.0, 0
+    if part.program is not None:
+        costs = part.program.cost_analysis() or {}
+        flops = float(costs.get("flops", 0)) * jax.device_count()  # the program of one device
+        memory = part.program.memory_analysis()
+        if memory is not None:
+            needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Timing(part.name, (low, median, high), part.images, flops, needed, part.compile_seconds)
+
+
+def _waiting(experiment: Experiment, mesh: jax.sharding.Mesh, images: data.Images) -> float:
+    """Share of a short training's time spent waiting for the next batch, as the loop does."""
+    state = init_state(experiment, mesh)
+    train_step = make_train_step(experiment, mesh)
+    batches = _batches(experiment.config, mesh, images)
+    waited, metrics = 0.0, []
+    for step in range(_ROUNDS + 2):
+        begin = time.perf_counter()
+        batch = to_mesh(next(batches), mesh, 1)
+        if step >= 2:  # compiled, and one step in flight
+            waited += time.perf_counter() - begin
+        elif step == 1:
+            jax.block_until_ready(metrics)
+            started = time.perf_counter()
+        state, found = train_step(state, batch, experiment.degrade)
+        metrics.append(found)
+        jax.block_until_ready(metrics[-2:-1])
+    jax.block_until_ready(metrics)
+    return waited / (time.perf_counter() - started)
+
+
+def _time_starts(arguments: Sequence[str]) -> list[Timing]:
+    """From the command to the end of the first training step, with and without a cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        found = []
+        for name in ("start, nothing cached", "start, cached"):
+            logging.info("%s: from the command to the first training step", name)
+            command = [sys.executable, "-m", "colddiff.main", *arguments]
+            command += ["--mode=train", f"--workdir={folder}/{name}", "--config.train.num_steps=1"]
+            command += ["--config.train.sample_every=0", "--config.train.scored=0"]
+            command += ["--config.train.best="]
+            seconds = _until_first_step(command, environment)
+            found.append(Timing(name, (seconds,) * 3))
+    return found
+
+
+def _until_first_step(command: Sequence[str], environment: dict[str, str]) -> float:
+    begin, said = time.perf_counter(), []
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        seconds = None
+        for line in process.stderr:
+            said.append(line)
+            if "train 1/1" in line and seconds is None:
+                seconds = time.perf_counter() - begin
+    if process.returncode or seconds is None:
+        raise UserError(f"{' '.join(command)} failed:\n{''.join(said[-5:])}")
+    return seconds
+
+
+def markdown(found: Benchmark) -> str:
+    """The table, and below it what does not fit into it."""
+    cells = [["", "median", "quartiles", "images/s", "GFLOP", "of the peak", "memory", "compiling"]]
+    for part in found.timings:
+        low, median, high = part.seconds
+        cells.append(
+            [
+                part.name,
+                _seconds(median),
+                "–" if low == high else f"{_seconds(low)} – {_seconds(high)}",
+                f"{part.images / median:.4g}" if part.images else "–",
+                f"{part.flops / 1e9:.4g}" if part.flops else "–",
+                f"{part.flops / median / found.peak:.0%}" if part.flops else "–",
+                f"{part.bytes / 2**20:.4g} MiB" if part.bytes else "–",
+                f"{part.compile_seconds:.1f} s" if part.compile_seconds else "–",
+            ]
+        )
+    settings = found.config
+    lines = [
+        f"{found.devices} × {found.device}, jax {found.jax}; {settings['model']['name']}, "
+        f"{settings['model']['dtype']}, images of {settings['data']['image_size']}² × "
+        f"{settings['data']['channels']}, batch {settings['train']['batch_size']} × "
+        f"{settings['train']['accumulation']}; {_ROUNDS} rounds",
+        "",
+        *markdown_table(cells),
+        "",
+        f"Matrix products of {_SIDE}²: {found.peak / 1e9:.4g} GFLOP/s, the peak. "
+        f"Training waits for data {found.waiting:.1%} of its time. "
+        f"Of sampling, {found.outside:.1%} is not the network.",
+    ]
+    return "\n".join(lines)
+
+
+def write(found: Benchmark, workdir: Path) -> Path:
+    """benchmark.md and benchmark.json in `workdir`; returns the first."""
+    timings = [t._asdict() for t in found.timings]
+    write_json(workdir / "benchmark.json", found._asdict() | {"timings": timings})
+    path = workdir / "benchmark.md"
+    write_text(path, markdown(found) + "\n")
+    return path
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"

@@ -1,0 +1,51 @@
+"""The benchmark's table on a tiny config; its numbers are for reading, not for tests."""
+
+import json
+
+import jax
+import pytest
+
+from colddiff import benchmark
+from colddiff.errors import UserError
+from colddiff.main import _config_arguments
+
+
+def test_every_part_is_timed_and_written(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "_ROUNDS", 2)
+    monkeypatch.setattr(benchmark, "_SIDE", 64)
+    monkeypatch.setattr(benchmark, "_LEAST_SECONDS", 1e-3)
+    found = benchmark.benchmark(config)
+    by_name = {t.name: t for t in found.timings}
+    T = config.degradation.num_steps
+    degrading = [f"degrade, t={t}" for t in (1, T // 2, T)]
+    parts = ["matrix product", "train step", "forward", *degrading]
+    parts += ["sampling", "sampling, R(x) = x", "data"]
+    assert list(by_name) == parts
+    for part in found.timings:
+        low, median, high = part.seconds
+        assert 0 < low <= median <= high
+    assert by_name["matrix product"].flops == 2 * 64**3 * jax.device_count()
+    assert by_name["train step"].flops > 2 * by_name["forward"].flops > 0
+    assert by_name["train step"].images == config.train.batch_size * config.train.accumulation
+    assert by_name["train step"].bytes > by_name["forward"].bytes > 0
+    assert 0 <= found.waiting <= 1 and 0 < found.outside < 1
+    path = benchmark.write(found, tmp_path)
+    text = path.read_text()
+    assert all(f"| {name} |" in text for name in parts)
+    saved = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [t["name"] for t in saved["timings"]] == parts
+    assert saved["config"]["model"]["name"] == config.model.name
+
+
+def test_a_start_that_fails_says_why():
+    with pytest.raises(UserError, match=r"(?s)configs/none.py.*failed:.*configs/none.py"):
+        benchmark._time_starts(["--config=configs/none.py"])
+
+
+def test_the_arguments_that_make_the_config(monkeypatch):
+    given = (
+        "main.py --mode=benchmark --config a.py --workdir x --config.seed=3 --config.model.width 8"
+    )
+    monkeypatch.setattr("sys.argv", given.split())
+    expected = ["--config", "a.py", "--config.seed=3", "--config.model.width", "8"]
+    assert _config_arguments() == expected
