@@ -4,8 +4,8 @@
     python -m tests.bench_convolution --parts
 
 32 images at the paper's first level, 32² × 64; then its network, forward and train step, with plain
-Linen convolutions and with ours. Both take turns, in one run; medians and quartiles over the rounds,
-and how far the results are apart, relative to the largest. Not a test: times are for reading.
+Linen convolutions and with ours. Both take turns, in one run; medians and quartiles of all rounds,
+and how far the results are apart, relative to the largest. Not a test: times are to be read.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from colddiff.networks import ConvNeXtUNet, convolution, convnext_unet, init_params
+from colddiff.networks import ConvNeXtUNet, convnext_unet, convolution, init_params
 
 BATCH, ROUNDS = 32, 7
 LAYOUT = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
