@@ -122,13 +122,21 @@ def main() -> None:
     def forward(params, x, t):
         return model.apply({"params": params}, x, t)
 
-    def train_step(params, state, x, t):
+    def gradients(params, x, t):
         loss = lambda params: jnp.mean(jnp.abs(forward(params, x, t) - x))  # noqa: E731
-        value, grads = jax.value_and_grad(loss)(params)
+        return jax.value_and_grad(loss)(params)
+
+    def train_step(params, state, x, t):
+        value, grads = gradients(params, x, t)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, value
 
-    rows = (("forward", forward, (params, x, t)), ("train step", train_step, (params, state, x, t)))
+    rows = (
+        ("forward", forward, (params, x, t)),
+        ("gradients", gradients, (params, x, t)),
+        # Adam's first step divides each gradient by its size: the rounding of the least shows.
+        ("train step", train_step, (params, state, x, t)),
+    )
     for name, function, arguments in rows:
         with plain():
             # A function of its own, or jit would give what it has already.
