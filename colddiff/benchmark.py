@@ -4,6 +4,7 @@ Every part is timed in turn, round after round, so that what else the machine do
 alike; the table gives the median and the quartiles over the rounds. Nothing is trained or kept.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -19,19 +20,21 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from colddiff import data
 from colddiff.build import Experiment, build
-from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
+from colddiff.devices import create_mesh, replicate, replicated, split_axis
 from colddiff.errors import UserError
 from colddiff.files import markdown_table, write_json, write_text
 from colddiff.inference import Run
+from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import init_state
-from colddiff.train import load_train_images, make_train_step
+from colddiff.train import load_train_images, make_train_step, train_batches
 
-_ROUNDS = 7
+_ROUNDS, _STARTS = 15, 3
 _SIDE = 4096  # of the matrices whose product is the peak
 _LEAST_SECONDS = 0.2  # a part that is faster is repeated within a round
+_MOST_SECONDS = 120.0  # spent on a part: after that it leaves out the later rounds
+_PEAK, _SAMPLING, _NO_NETWORK = "matrix product", "sampling", "sampling, R(x) = x"
 
 
 class Timing(NamedTuple):
@@ -51,6 +54,11 @@ class Timing(NamedTuple):
     flops: float = 0
     bytes: int = 0
     compile_seconds: float = 0
+
+    @property
+    def median(self) -> float:
+        """Of the seconds."""
+        return self.seconds[1]
 
 
 class Benchmark(NamedTuple):
@@ -95,56 +103,53 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
     experiment, mesh = build(config), create_mesh()
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     images = load_train_images(config)
-    parts = list(_parts(experiment, mesh, images))
+    batches = train_batches(config, mesh, images, start=0, stop=2**31)
+    batch = next(batches)
+
+    state = init_state(experiment, mesh)
+    params = jax.tree.map(jnp.copy, state.params)
+    train_step = make_train_step(experiment, mesh)
+    program, seconds = _compile(train_step, state, batch, experiment.degrade)
+
+    def step(batch):
+        nonlocal state  # it is donated
+        state, metrics = program(state, batch, experiment.degrade)
+        return metrics
+
+    per_step = config.train.batch_size * config.train.accumulation
+    parts = [
+        _Part("train step", lambda: step(batch), per_step, program, seconds),
+        *_parts(experiment, mesh, params),
+        _Part("data", lambda: next(batches), per_step),
+    ]
     logging.info("timing %d parts, %d rounds", len(parts), _ROUNDS)
     times = _time(parts)
-    timings = [_timing(part, times[part.name]) for part in parts]
-    median = {t.name: t.seconds[1] for t in timings}
-    [peak] = [t for t in timings if t.name == "matrix product"]
-    device = jax.devices()[0]
+    timings = {part.name: _timing(part, times[part.name]) for part in parts}
+    peak, device = timings[_PEAK], jax.devices()[0]
     return Benchmark(
         device=f"{device.platform} {device.device_kind}, {os.cpu_count()} CPU cores",
         devices=mesh.size,
         jax=jax.__version__,
         config=config.to_dict(),
-        peak=peak.flops / peak.seconds[1],
-        waiting=_waiting(experiment, mesh, images),
-        outside=median["sampling, R(x) = x"] / median["sampling"],
-        timings=starts + timings,
+        peak=peak.flops / peak.median,
+        waiting=_waiting(step, batches),
+        outside=timings[_NO_NETWORK].median / timings[_SAMPLING].median,
+        timings=[*starts, *timings.values()],
     )
 
 
-def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, images: data.Images) -> Iterator[_Part]:
-    """What is timed, compiled."""
+def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, params: Any) -> Iterator[_Part]:
+    """What is timed besides training, compiled."""
     config, T = experiment.config, experiment.T
-    dtype = jnp.dtype(config.model.dtype)
-    count, accumulation = config.train.batch_size, config.train.accumulation
-    split = split_axis(mesh, 0)
+    dtype, split = jnp.dtype(config.model.dtype), split_axis(mesh, 0)
 
     square = jax.device_put(jnp.ones((_SIDE * mesh.size, _SIDE), dtype), split)
     right = jax.device_put(jnp.ones((_SIDE, _SIDE), dtype), replicated(mesh))
-    yield _compiled("matrix product", 0, jnp.matmul, square, right)
+    yield _compiled(_PEAK, 0, jnp.matmul, square, right)
 
-    state = init_state(experiment, mesh)
-    batches = _batches(config, mesh, images)
-    batch = to_mesh(next(batches), mesh, 1)
-    train_step = make_train_step(experiment, mesh)
-    program, seconds = _compile(train_step, state, batch, experiment.degrade)
-
-    def step():
-        nonlocal state  # it is donated
-        state, metrics = program(state, batch, experiment.degrade)
-        return metrics
-
-    yield _Part("train step", step, count * accumulation, program, seconds)
-
-    x0 = jax.random.uniform(
-        jax.random.key(0), (count, *experiment.image_shape), minval=-1.0, maxval=1.0
-    )
-    x0 = jax.device_put(x0, split)
-    keys = jax.device_put(image_keys(jax.random.key(1), 0, count), split)
-    params = jax.tree.map(jnp.copy, state.params)
-    t = jax.device_put(jnp.full(count, T), split)
+    count, key = config.train.batch_size, jax.random.key(0)
+    x0 = jax.random.uniform(key, (count, *experiment.image_shape), minval=-1.0, maxval=1.0)
+    x0, keys, t = jax.device_put((x0, image_keys(key, 0, count), jnp.full(count, T)), split)
     yield _compiled("forward", count, experiment.restore, params, x0, t)
 
     each = jax.vmap(lambda degrade, x0, t, key: degrade(x0, t, key), (None, 0, None, 0))
@@ -152,10 +157,9 @@ def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, images: data.Images)
         yield _compiled(f"degrade, t={t}", count, each, experiment.degrade, x0, jnp.int32(t), keys)
 
     run = Run(experiment, params, 0, Path())
-    yield _Part("sampling", lambda: run.sample(params, x0), count)
+    yield _Part(_SAMPLING, lambda: run.sample(params, x0), count)
     idle = Run(experiment._replace(restore=lambda params, xt, t: xt), None, 0, Path())
-    yield _Part("sampling, R(x) = x", lambda: idle.sample(None, x0), count)
-    yield _Part("data", lambda: next(batches), count * accumulation)
+    yield _Part(_NO_NETWORK, lambda: idle.sample(None, x0), count)
 
 
 def _compiled(name: str, images: int, function: Callable, *arguments: Any) -> _Part:
@@ -170,47 +174,30 @@ def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
     return program, time.perf_counter() - begin
 
 
-def _batches(
-    config: ConfigDict, mesh: jax.sharding.Mesh, images: data.Images
-) -> Iterator[np.ndarray]:
-    settings = config.train
-    rows = host_rows("config.train.batch_size", settings.batch_size, mesh)
-    return data.batches(
-        images,
-        settings.batch_size,
-        accumulation=settings.accumulation,
-        seed=config.seed,
-        start=0,
-        stop=2**31,
-        rows=rows,
-        threads=config.data.threads,
-    )
-
-
 def _time(parts: Sequence[_Part]) -> dict[str, list[float]]:
-    """Seconds of a call of each part, for each round."""
+    """Seconds of a call of each part, for each round; slow parts leave out later rounds."""
+    for part in parts:  # the first call may do more than the others
+        jax.block_until_ready(part.call())
     times = {part.name: [] for part in parts}
-    repeats = {}
-    for round_ in range(_ROUNDS + 1):
+    for round_ in range(1, _ROUNDS + 1):
         for part in parts:
-            count = repeats.get(part.name, 1)
-            begin = time.perf_counter()
-            for _ in range(count):
-                jax.block_until_ready(part.call())
-            seconds = (time.perf_counter() - begin) / count
-            if round_:
-                times[part.name].append(seconds)
-            else:  # the first call may do more than the others
-                begin = time.perf_counter()
-                jax.block_until_ready(part.call())
-                once = time.perf_counter() - begin
-                repeats[part.name] = max(1, round(_LEAST_SECONDS / max(once, 1e-6)))
+            found = times[part.name]
+            if sum(found) < _MOST_SECONDS:
+                count = max(1, round(_LEAST_SECONDS / found[0])) if found else 1
+                found.append(_seconds_of(part.call, count))
         logging.info("round %d of %d", round_, _ROUNDS)
     return times
 
 
+def _seconds_of(call: Callable[[], Any], count: int) -> float:
+    """The mean of so many calls, one after the other."""
+    begin = time.perf_counter()
+    for _ in range(count):
+        jax.block_until_ready(call())
+    return (time.perf_counter() - begin) / count
+
+
 def _timing(part: _Part, seconds: Sequence[float]) -> Timing:
-    low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
     flops, needed = 0.0, 0
     if part.program is not None:
         costs = part.program.cost_analysis() or {}
@@ -219,44 +206,46 @@ def _timing(part: _Part, seconds: Sequence[float]) -> Timing:
         if memory is not None:
             needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
             needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Timing(part.name, (low, median, high), part.images, flops, needed, part.compile_seconds)
+    quartiles = _quartiles(seconds)
+    return Timing(part.name, quartiles, part.images, flops, needed, part.compile_seconds)
 
 
-def _waiting(experiment: Experiment, mesh: jax.sharding.Mesh, images: data.Images) -> float:
+def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
+    low, median, high = (float(q) for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    return low, median, high
+
+
+def _waiting(step: Callable[[jax.Array], Any], batches: Iterator[jax.Array]) -> float:
     """Share of a short training's time spent waiting for the next batch, as the loop does."""
-    state = init_state(experiment, mesh)
-    train_step = make_train_step(experiment, mesh)
-    batches = _batches(experiment.config, mesh, images)
-    waited, metrics = 0.0, []
-    for step in range(_ROUNDS + 2):
-        begin = time.perf_counter()
-        batch = to_mesh(next(batches), mesh, 1)
-        if step >= 2:  # compiled, and one step in flight
-            waited += time.perf_counter() - begin
-        elif step == 1:
-            jax.block_until_ready(metrics)
-            started = time.perf_counter()
-        state, found = train_step(state, batch, experiment.degrade)
-        metrics.append(found)
-        jax.block_until_ready(metrics[-2:-1])
-    jax.block_until_ready(metrics)
-    return waited / (time.perf_counter() - started)
+    steps = _ROUNDS + 1
+    with Meter("waiting for data", total=steps, images_per_step=0) as meter:
+        previous = step(next(batches))
+        meter.note()
+        for batch in meter.waiting_for(itertools.islice(batches, steps)):
+            found = step(batch)
+            jax.block_until_ready(previous)  # one step in flight, as in training
+            previous = found
+        jax.block_until_ready(previous)
+        return meter.waited()
 
 
 def _time_starts(arguments: Sequence[str]) -> list[Timing]:
     """From the command to the end of the first training step, with and without a cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
-        found = []
-        for name in ("start, nothing cached", "start, cached"):
-            logging.info("%s: from the command to the first training step", name)
-            command = [sys.executable, "-m", "colddiff.main", *arguments]
-            command += ["--mode=train", f"--workdir={folder}/{name}", "--config.train.num_steps=1"]
-            command += ["--config.train.sample_every=0", "--config.train.scored=0"]
-            command += ["--config.train.best="]
-            seconds = _until_first_step(command, environment)
-            found.append(Timing(name, (seconds,) * 3))
-    return found
+    cold, warm = [], []
+    for number in range(1, _STARTS + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+            for found in (cold, warm):
+                command = [sys.executable, "-m", "colddiff.main", *arguments]
+                command += ["--mode=train", f"--workdir={folder}/{len(warm)}-{len(cold)}"]
+                command += ["--config.train.num_steps=1", "--config.train.sample_every=0"]
+                command += ["--config.train.scored=0", "--config.train.best="]
+                found.append(_until_first_step(command, environment))
+        logging.info("start %d of %d: %.3g s, cached %.3g s", number, _STARTS, cold[-1], warm[-1])
+    return [
+        Timing("start, nothing cached", _quartiles(cold)),
+        Timing("start, cached", _quartiles(warm)),
+    ]
 
 
 def _until_first_step(command: Sequence[str], environment: dict[str, str]) -> float:
@@ -281,7 +270,7 @@ def markdown(found: Benchmark) -> str:
             [
                 part.name,
                 _seconds(median),
-                "–" if low == high else f"{_seconds(low)} – {_seconds(high)}",
+                f"{_seconds(low)} – {_seconds(high)}",
                 f"{part.images / median:.4g}" if part.images else "–",
                 f"{part.flops / 1e9:.4g}" if part.flops else "–",
                 f"{part.flops / median / found.peak:.0%}" if part.flops else "–",

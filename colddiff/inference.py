@@ -95,6 +95,9 @@ class Run:
     ) -> Result:
         """x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
 
+        More images than `config.eval.batch_size` are sampled in parts of that size by one program,
+        so that memory never holds more. Fewer have a program of their own.
+
         Args:
           params: of the restorer, such as `run.params`.
           xT: images degraded with severity T, or with the first of `times`. With
@@ -119,8 +122,16 @@ class Run:
         xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
         # All devices share the work where they can share it evenly.
         mesh = create_mesh()
-        sharding = replicated(mesh) if len(xT) % mesh.size else split_axis(mesh, 0)
-        return self._walk(params, xT, keys, sampler, times, iterates_at, sharding)
+        most = -(-self.config.eval.batch_size // mesh.size) * mesh.size
+        size = min(len(xT), most)
+        sharding = replicated(mesh) if size % mesh.size else split_axis(mesh, 0)
+        parts = [(xT, keys)]
+        if size < len(xT):
+            # The last part is filled up with copies of the last image.
+            places = np.pad(np.arange(len(xT)), (0, -len(xT) % size), mode="edge")
+            parts = [(xT[part], keys[part]) for part in places.reshape(-1, size)]
+        found = [self._walk(params, *part, sampler, times, iterates_at, sharding) for part in parts]
+        return _joined(found, len(xT))
 
     def generate(
         self,
@@ -170,10 +181,7 @@ class Run:
             xT, keys = _draw(self.prior, jax.device_put(chunk, sharding))
             part = self._walk(params, xT, keys, sampler, times, iterates_at, sharding)
             parts.append(part)
-        if iterates_at is None:
-            return jnp.concatenate(parts)[: len(seeds)]
-        x0, iterates = zip(*parts, strict=True)
-        return jnp.concatenate(x0)[: len(seeds)], jnp.concatenate(iterates, 1)[:, : len(seeds)]
+        return _joined(parts, len(seeds))
 
     def _times(
         self, steps: int | None, times: Times | None, iterates_at: Times | None
@@ -211,6 +219,14 @@ class Run:
         xT, keys = jax.device_put((xT, keys), sharding)
         marks = None if iterates_at is None else np.asarray(iterates_at, np.int32)
         return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)
+
+
+def _joined(parts: Sequence[Result], count: int) -> Result:
+    """The first `count` images of all parts."""
+    if not isinstance(parts[0], tuple):
+        return jnp.concatenate(parts)[:count]
+    x0, iterates = zip(*parts, strict=True)
+    return jnp.concatenate(x0)[:count], jnp.concatenate(iterates, 1)[:, :count]
 
 
 @jax.jit

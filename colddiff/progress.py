@@ -3,19 +3,23 @@
 import datetime
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from absl import logging
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Column
 
+_Item = TypeVar("_Item")
+
 
 class Meter:
     """Counts steps of some work from `start` to `total`; a context manager.
 
-    `advance` after every step keeps the live line moving, `note` says something about the work.
+    `advance` after every step keeps the live line moving, `note` says something about the work,
+    `waiting_for` what the steps need shows whether they wait for it.
     """
 
     def __init__(self, what: str, *, total: int, start: int = 0, images_per_step: int):
@@ -23,6 +27,7 @@ class Meter:
         self._images_per_step = images_per_step
         self._done = start
         self._began = self._noted = (time.monotonic(), start)
+        self._waited = 0.0
         self._live = Progress(
             # One column, of which a narrow terminal cuts off the end.
             TextColumn(
@@ -59,6 +64,24 @@ class Meter:
         if self._live.disable:
             logging.info("%s", f"{self._status(self._noted)}  {text}".rstrip())
         self._noted = (time.monotonic(), self._done)
+        self._waited = 0.0
+
+    def waiting_for(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """The items; the time until each comes counts as waiting."""
+        items = iter(items)
+        while True:
+            begin = time.monotonic()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.monotonic() - begin
+            yield item
+
+    def waited(self) -> float:
+        """Share of the time since the last note, or the beginning, that was spent waiting."""
+        return self._waited / max(time.monotonic() - self._noted[0], 1e-9)
 
     def _status(self, since: tuple[float, int]) -> str:
         """Steps done, speed since a (time, step), time left at the speed since the beginning."""

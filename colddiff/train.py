@@ -6,7 +6,7 @@ number of devices.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -122,7 +122,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     experiment = build(config)
     mesh = create_mesh()
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
-    rows = host_rows("config.train.batch_size", config.train.batch_size, mesh)
+    host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
     start = checkpoint.last_step(workdir, config)
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
@@ -143,16 +143,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         if start:
             state = checkpoint.restore_state(manager, state, start)
             logging.info("going on from step %d of %s", start, workdir)
-        batches = data.batches(
-            images,
-            config.train.batch_size,
-            accumulation=config.train.accumulation,
-            seed=config.seed,
-            start=start,
-            stop=config.train.num_steps,
-            rows=rows,
-            threads=config.data.threads,
-        )
+        batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
         _loop(experiment, mesh, state, batches, pictured, truth, manager, workdir)
 
 
@@ -160,7 +151,7 @@ def _loop(
     experiment: Experiment,
     mesh: jax.sharding.Mesh,
     state: TrainState,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[jax.Array],
     pictured: np.ndarray,
     truth: evaluate.Truth | None,
     manager: CheckpointManager,
@@ -175,9 +166,9 @@ def _loop(
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
     metrics = []
     with writer, meter:
-        for step, images in enumerate(batches, start + 1):
+        for step, images in enumerate(meter.waiting_for(batches), start + 1):
             last = step == settings.num_steps
-            state, step_metrics = train_step(state, to_mesh(images, mesh, 1), experiment.degrade)
+            state, step_metrics = train_step(state, images, experiment.degrade)
             metrics.append(step_metrics)
             # One step in flight while the next is prepared; no more, so that times are true.
             jax.block_until_ready(metrics[-2:-1])
@@ -275,7 +266,7 @@ def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics])
             f"the training diverged by step {step}: {means}. The last checkpoint is from before; "
             "try a lower config.train.learning_rate, in another workdir if this comes again"
         )
-    for name, value in means.items():
+    for name, value in (means | {"waiting_for_data": meter.waited()}).items():
         writer.add_scalar(f"train/{name}", value, step)
     meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))
 
@@ -292,3 +283,25 @@ def load_train_images(config: ConfigDict) -> data.Images:
     )
     logging.info("training images: %d of %s", len(images), settings.source)
     return images
+
+
+def train_batches(
+    config: ConfigDict, mesh: jax.sharding.Mesh, images: data.Images, *, start: int, stop: int
+) -> Iterator[jax.Array]:
+    """What steps `start` .. `stop - 1` train on, on the devices: uint8, as `make_train_step` says.
+
+    Raises:
+      UserError: the devices cannot share a batch evenly.
+    """
+    settings = config.train
+    batches = data.batches(
+        images,
+        settings.batch_size,
+        accumulation=settings.accumulation,
+        seed=config.seed,
+        start=start,
+        stop=stop,
+        rows=host_rows("config.train.batch_size", settings.batch_size, mesh),
+        threads=config.data.threads,
+    )
+    return (to_mesh(rows, mesh, 1) for rows in batches)

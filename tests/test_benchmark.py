@@ -18,7 +18,7 @@ def test_every_part_is_timed_and_written(config, tmp_path, monkeypatch):
     by_name = {t.name: t for t in found.timings}
     T = config.degradation.num_steps
     degrading = [f"degrade, t={t}" for t in (1, T // 2, T)]
-    parts = ["matrix product", "train step", "forward", *degrading]
+    parts = ["train step", "matrix product", "forward", *degrading]
     parts += ["sampling", "sampling, R(x) = x", "data"]
     assert list(by_name) == parts
     for part in found.timings:

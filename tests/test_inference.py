@@ -1,5 +1,6 @@
 """`colddiff.load` and `run.sample`, as a notebook uses them."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -53,6 +54,25 @@ def test_batches_of_any_size_on_any_device(run, x0):
     four = jax.device_put(jnp.concatenate([x0, x0[:1]]), jax.devices()[2])
     together = run.sample(run.params, four, steps=2)
     np.testing.assert_allclose(together[:3], run.sample(run.params, x0, steps=2), atol=1e-5)
+
+
+def test_large_batches_go_in_parts(run, x0, compiled):
+    """By one program, whatever their size; an image's pattern is that of its place in the whole."""
+    xT, key = jnp.concatenate([x0, x0[::-1], x0, x0]), jax.random.key(4)  # 12
+
+    def sample(batch_size, xT):
+        config = run.config.copy_and_resolve_references()
+        config.eval.batch_size = batch_size
+        other = dataclasses.replace(run, experiment=run.experiment._replace(config=config))
+        return other.sample(run.params, xT, key, steps=2, iterates_at=[3, 0])
+
+    expected, marked = sample(12, xT)
+    before = compiled.count("run_sampler")
+    found, iterates = sample(3, xT)  # 4: the devices share them
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(iterates, marked, atol=1e-5)
+    np.testing.assert_allclose(sample(3, xT[:9])[0], expected[:9], atol=1e-5)
+    assert compiled.count("run_sampler") == before + 1
 
 
 def test_a_damaged_checkpoint_is_named(trained, tmp_path):

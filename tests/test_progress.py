@@ -40,3 +40,24 @@ def test_a_narrow_terminal_keeps_steps_speed_and_eta(meter):
     shown = captured.get().strip()
     assert shown.startswith("train 100/700000  1 steps/s  64 images/s  ETA 8 days, 2:25:00  loss 0")
     assert "\n" not in shown
+
+
+def test_waiting_is_measured(monkeypatch):
+    """Items take a second each, what is done with them three; a note begins anew."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def items():
+        for i in range(4):
+            now[0] += 1
+            yield i
+
+    meter = Meter("train", total=4, images_per_step=1)
+    shares = []
+    for i in meter.waiting_for(items()):
+        now[0] += 3
+        shares.append(meter.waited())
+        if i == 1:
+            meter.note()
+    assert shares == [1 / 4, 2 / 8, 1 / 4, 2 / 8]
+    assert list(meter.waiting_for([])) == []

@@ -1,9 +1,9 @@
 """Convolutions of the networks, each the way its platform runs it fastest.
 
 GPUs and TPUs run XLA's own. XLA's CPU backend is slow at some that the ConvNeXt U-Net needs:
-depthwise ones, 1×1 ones, strided and transposed ones backwards, kernel gradients of large images.
-There they are made of operations it is fast at; `_on` chooses, docs/performance.md has the figures.
-Outputs and gradients are XLA's but for the order of summation. There is no forward-mode derivative.
+depthwise ones, 1×1 ones, and the kernel gradient of transposed ones. There they are made of
+operations it is fast at; `_on` chooses, docs/performance.md has the figures. Outputs and gradients
+are XLA's but for the order of summation. There is no forward-mode derivative.
 
 Images are `[B, H, W, C]`, kernels `[h, w, I, O]` (depthwise `[h, w, 1, C]`), of one dtype.
 """
@@ -20,8 +20,6 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-_LARGE = 256  # pixels of an image from which on a kernel gradient on the CPU is better made here
-_BLOCK = 2048  # pixels whose windows one matrix product takes: about what a core's cache holds
 _AROUND = ((1, 1), (1, 1))  # the padding of a 4×4 kernel that halves an image's size
 
 
@@ -41,9 +39,6 @@ def convolve(
         return _depthwise(x, kernel, padding)
     if kernel.shape[:2] == strides == (1, 1) and feature_group_count == 1:
         return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
-    large = x.shape[1] * x.shape[2] >= _LARGE or strides != (1, 1)
-    if large and feature_group_count == 1:
-        return _dense(x, kernel, strides, padding)
     return _xla(x, kernel, strides, padding)
 
 
@@ -71,6 +66,11 @@ def _on(cpu: Callable, elsewhere: Callable, *arguments: jax.Array) -> Any:
 # The convolutions. Each has a rule for its gradients, `(*settings, (x, kernel), dy)`.
 
 
+def _with_gradients(convolution: Any, gradients: Callable) -> None:
+    """Makes `gradients` the rule of a `jax.custom_vjp`; it needs the inputs, nothing else."""
+    convolution.defvjp(lambda *inputs: (convolution(*inputs), inputs[:2]), gradients)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """Every channel with its own kernel."""
@@ -87,23 +87,7 @@ def _depthwise_gradients(padding, inputs, dy):
     return _on(ours, _gradients_of(_xla, (1, 1), padding), *inputs, dy)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
-) -> jax.Array:
-    """Every channel with every other."""
-    return _xla(x, kernel, strides, padding)
-
-
-def _dense_gradients(strides, padding, inputs, dy):
-    def ours(x, kernel, dy):
-        if (kernel.shape[:2], strides, padding) == ((4, 4), (2, 2), _AROUND):
-            dx = _by_parity(dy, _turned(kernel))
-        else:
-            dx = jax.vjp(lambda x: _xla(x, kernel, strides, padding), x)[1](dy)[0]
-        return dx, _kernel_gradient(x, dy, kernel, strides, padding)
-
-    return _on(ours, _gradients_of(_xla, strides, padding), *inputs, dy)
+_with_gradients(_depthwise, _depthwise_gradients)
 
 
 @jax.custom_vjp
@@ -114,25 +98,15 @@ def _upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _upsample_gradients(inputs, dy):
     def ours(x, kernel, dy):
-        kernel = _turned(kernel)
-        dx = _xla(dy, kernel, (2, 2), _AROUND)
-        return dx, _turned(_kernel_gradient(dy, x, kernel, (2, 2), _AROUND))
+        # It is the gradient to the input of the convolution `down`, whose own XLA is fast at.
+        down = functools.partial(_xla, strides=(2, 2), padding=_AROUND)
+        dx, transpose = jax.vjp(lambda k: down(dy, k), _turned(kernel))
+        return dx, _turned(transpose(x)[0])
 
     return _on(ours, _gradients_of(_transposed), *inputs, dy)
 
 
-for _function, _gradients in (
-    (_depthwise, _depthwise_gradients),
-    (_dense, _dense_gradients),
-    (_upsample, _upsample_gradients),
-):
-    _function.defvjp(
-        lambda x, kernel, *settings, _function=_function: (
-            _function(x, kernel, *settings),
-            (x, kernel),
-        ),
-        _gradients,
-    )
+_with_gradients(_upsample, _upsample_gradients)
 
 
 # How XLA has them.
@@ -178,38 +152,24 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
     return y.reshape(G * B, H, W, C)
 
 
-def _depthwise_kernel_gradient(x, dy, kernel, padding):
+def _depthwise_kernel_gradient(
+    x: jax.Array, dy: jax.Array, kernel: jax.Array, padding: Padding
+) -> jax.Array:
     """The sum of row after row of dy times the h rows of x that it sees, at each of w places."""
-    h, w = kernel.shape[:2]
+    h, w, _, C = kernel.shape
+    x, dy = _grouped(_pad(x, padding)), _grouped(dy.astype(jnp.float32))
+    G, B, H, W = dy.shape[:4]
 
-    def row(x, dy):
-        W = dy.shape[3]
+    def row(n, total):
+        image, i = n // H, n % H
+        xs = lax.dynamic_slice(x, (0, image, i, 0, 0), (G, 1, h, W + w - 1, C))[:, 0]
+        dys = lax.dynamic_slice(dy, (0, image, i, 0, 0), (G, 1, 1, W, C))[:, 0, 0]
         # Nested like this, XLA compiles the stacks to one fast loop; one stack is ten times slower.
-        places = [
-            jnp.stack([x[:, 0, i, j : j + W] * dy[:, 0, 0] for j in range(w)]) for i in range(h)
-        ]
-        return jnp.stack(places)
+        places = [jnp.stack([xs[:, a, b : b + W] * dys for b in range(w)]) for a in range(h)]
+        return total + jnp.stack(places)
 
-    total = _sum_over_blocks(row, _pad(x, padding), dy, (h, w), (1, 1), pixels=dy.shape[2])
+    total = lax.fori_loop(0, B * H, row, jnp.zeros((h, w, G, W, C), jnp.float32))
     return total.sum((2, 3))[:, :, None].astype(kernel.dtype)
-
-
-def _kernel_gradient(x, dy, kernel, strides, padding):
-    """Of a dense convolution: for each block of pixels, x's windows times dy, a matrix product."""
-    h, w, inputs, outputs = kernel.shape
-    if inputs > outputs and strides == (1, 1):  # the windows of dy are smaller
-        turned = _turned(kernel)
-        return _turned(_kernel_gradient(dy, x, turned, strides, _adjoint(padding, kernel)))
-
-    def block(x, dy):
-        G, _, H, W, _ = dy.shape
-        (down, right), places = strides, [(i, j) for i in range(h) for j in range(w)]
-        windows = [x[:, :, i : i + H * down : down, j : j + W * right : right] for i, j in places]
-        windows = jnp.concatenate(windows, axis=-1).reshape(G, -1, h * w * inputs)
-        return jnp.einsum("gpi,gpo->gio", windows, dy.reshape(G, -1, outputs))
-
-    total = _sum_over_blocks(block, _pad(x, padding), dy, (h, w), strides, pixels=_BLOCK)
-    return total.sum(0).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -221,40 +181,6 @@ def _by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
     ]
     y = jnp.stack([jnp.stack(row, axis=3) for row in quarters], axis=2)
     return y.reshape(B, 2 * H, 2 * W, -1)
-
-
-def _sum_over_blocks(
-    term: Callable,
-    x: jax.Array,
-    dy: jax.Array,
-    size: tuple[int, int],
-    strides: tuple[int, int],
-    *,
-    pixels: int,
-) -> jax.Array:
-    """Σ term(x, dy) over blocks of at most so many `pixels` of dy, each with the x that it sees.
-
-    Args:
-      term: takes `[G, images, rows, W, C]` of both.
-      x: padded, so that a kernel of `size` and `strides` gives images of dy's size.
-    """
-    x, dy = _grouped(x), _grouped(dy.astype(jnp.float32))
-    _, B, H, W, _ = dy.shape
-    images = math.gcd(B, max(1, pixels // (H * W)))
-    rows = H if pixels >= H * W else math.gcd(H, max(1, pixels // W))
-    seen = (rows - 1) * strides[0] + size[0]
-    per_image = H // rows
-
-    def block(n):
-        image, row = n // per_image * images, n % per_image * rows
-        xs = lax.dynamic_slice_in_dim(x, image, images, axis=1)
-        xs = lax.dynamic_slice_in_dim(xs, row * strides[0], seen, axis=2)
-        dys = lax.dynamic_slice_in_dim(dy, image, images, axis=1)
-        return term(xs, lax.dynamic_slice_in_dim(dys, row, rows, axis=2))
-
-    like = jax.eval_shape(block, 0)
-    blocks = B // images * per_image
-    return lax.fori_loop(0, blocks, lambda n, s: s + block(n), jnp.zeros(like.shape, like.dtype))
 
 
 def _grouped(x: jax.Array) -> jax.Array:
