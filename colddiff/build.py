@@ -4,6 +4,7 @@ Tables of names, and the checks that a config can work. Nothing is trained or wr
 nothing read but what a degradation is made of: a bank of images, or the file with its function.
 """
 
+import functools
 import importlib.util
 import inspect
 import math
@@ -140,8 +141,13 @@ def build(config: ConfigDict) -> Experiment:
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
     """The restorer's initial parameters."""
-    images = jnp.zeros((1, *experiment.image_shape))
-    return networks.init_params(experiment.model, key, images, jnp.zeros(1, jnp.int32))
+    return _init_params(experiment.model, experiment.image_shape, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once, though build and others ask
+def _init_params(model, image_shape, key):
+    images = jnp.zeros((1, *image_shape))
+    return networks.init_params(model, key, images, jnp.zeros(1, jnp.int32))
 
 
 def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
