@@ -366,7 +366,8 @@ def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
 
 def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) -> Any:
     """`table[settings.name](the other settings)`."""
-    settings = dict(settings) | more
+    # A saved config has lists for tuples; modules must be hashable.
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()} | more
     factory = named(table, what, settings.pop("name"))
     if "dtype" in settings:
         settings["dtype"] = named(_DTYPES, f"{what}.dtype", settings["dtype"])
