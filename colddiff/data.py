@@ -14,6 +14,7 @@ The order is a function of the seed and the step alone, so the step is the data 
 
 import functools
 import hashlib
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -217,14 +218,15 @@ def _fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
 def _digits(argument: str, split: str) -> Records:
     """8×8 digits (UCI, via scikit-learn), enlarged smoothly."""
     del argument
-    from sklearn.datasets import load_digits
-
     if split not in SPLITS:
         raise unknown_name("split of digits", split, SPLITS)
     start, stop = (0, _DIGITS_TRAIN) if split == "train" else (_DIGITS_TRAIN, None)
-    digits = load_digits()
-    pixels = np.round(digits.images[start:stop] * (255 / 16)).astype(np.uint8)
-    labels = digits.target[start:stop].tolist()
+    # The file of sklearn.datasets.load_digits, whose import would take longer than all of this.
+    [package] = importlib.util.find_spec("sklearn").submodule_search_locations
+    rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    rows = rows[start:stop]
+    pixels = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = rows[:, 64].astype(int).tolist()
 
     def open_(i: int) -> Image.Image:
         return Image.fromarray(pixels[i]).resize((64, 64), Image.Resampling.BICUBIC)
