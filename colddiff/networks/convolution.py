@@ -1,7 +1,7 @@
 """Convolutions of the networks, each the way its platform runs it fastest.
 
 GPUs and TPUs run XLA's own. XLA's CPU backend is slow at some that the ConvNeXt U-Net needs:
-depthwise ones, 1×1 ones, and the kernel gradient of transposed ones. There they are made of
+depthwise ones, 1×1 ones, and transposed ones, forwards and backwards. There they are made of
 operations it is fast at; `_on` chooses, docs/performance.md has the figures. Outputs and gradients
 are XLA's but for the order of summation. There is no forward-mode derivative.
 
@@ -98,10 +98,9 @@ def _upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _upsample_gradients(inputs, dy):
     def ours(x, kernel, dy):
-        # It is the gradient to the input of the convolution `down`, whose own XLA is fast at.
-        down = functools.partial(_xla, strides=(2, 2), padding=_AROUND)
-        dx, transpose = jax.vjp(lambda k: down(dy, k), _turned(kernel))
-        return dx, _turned(transpose(x)[0])
+        # It is the gradient to the input of this convolution, whose other gradient is fast.
+        dx, pull = jax.vjp(lambda k: _xla(dy, k, (2, 2), _AROUND), _turned(kernel))
+        return dx, _turned(*pull(x))
 
     return _on(ours, _gradients_of(_transposed), *inputs, dy)
 
