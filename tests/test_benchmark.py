@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from conftest import TINY_FLAGS, run_main
 
 from colddiff import benchmark
 from colddiff.errors import UserError
@@ -49,3 +50,15 @@ def test_the_arguments_that_make_the_config(monkeypatch):
     monkeypatch.setattr("sys.argv", given.split())
     expected = ["--config", "a.py", "--config.seed=3", "--config.model.width", "8"]
     assert _config_arguments() == expected
+
+
+@pytest.mark.slow
+def test_the_command_times_starts_too(tmp_path):
+    done = run_main(*TINY_FLAGS, "--mode=benchmark", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()]
+    assert {"start, nothing cached", "start, cached", "train step"} <= set(rows)
+    saved = json.loads((tmp_path / "benchmark.json").read_text())
+    cold, warm = (t["seconds"][1] for t in saved["timings"][:2])
+    assert 0 < warm < cold
+    assert not (tmp_path / "checkpoints").exists()
