@@ -32,7 +32,7 @@ from colddiff.train import load_train_images, make_train_step, train_batches
 
 _ROUNDS, _STARTS = 15, 3
 _SIDE = 4096  # of the matrices whose product is the peak
-_LEAST_SECONDS = 0.2  # a part that is faster is repeated within a round
+_LEAST_SECONDS = 0.2  # of a part in a round: a faster one is repeated
 _MOST_SECONDS = 120.0  # spent on a part: after that it leaves out the later rounds
 _PEAK, _SAMPLING, _NO_NETWORK = "matrix product", "sampling", "sampling, R(x) = x"
 
@@ -43,7 +43,7 @@ class Timing(NamedTuple):
     Attributes:
       seconds: of one call, the quartiles over the rounds: lower, median, upper.
       images: that one call handles; 0 where it handles none.
-      flops: of one call, as the compiler counts them; 0 where it does not.
+      flops: of one call, as the compiler counts them, a loop's body once; 0 where it does not.
       bytes: of memory that its program needs on a device, its arguments included; 0 if not known.
       compile_seconds: of its program, which a compilation cache makes short; 0 without one.
     """
@@ -132,7 +132,7 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
         jax=jax.__version__,
         config=config.to_dict(),
         peak=peak.flops / peak.median,
-        waiting=_waiting(step, batches),
+        waiting=_waiting(step, batches, ready=4 * config.data.threads),
         outside=timings[_NO_NETWORK].median / timings[_SAMPLING].median,
         timings=[*starts, *timings.values()],
     )
@@ -178,23 +178,25 @@ def _time(parts: Sequence[_Part]) -> dict[str, list[float]]:
     """Seconds of a call of each part, for each round; slow parts leave out later rounds."""
     for part in parts:  # the first call may do more than the others
         jax.block_until_ready(part.call())
-    times = {part.name: [] for part in parts}
+    times: dict[str, list[float]] = {part.name: [] for part in parts}
+    spent = dict.fromkeys(times, 0.0)
     for round_ in range(1, _ROUNDS + 1):
         for part in parts:
-            found = times[part.name]
-            if sum(found) < _MOST_SECONDS:
-                count = max(1, round(_LEAST_SECONDS / found[0])) if found else 1
-                found.append(_seconds_of(part.call, count))
+            if spent[part.name] < _MOST_SECONDS:
+                calls, seconds = _repeat(part.call)
+                times[part.name].append(seconds / calls)
+                spent[part.name] += seconds
         logging.info("round %d of %d", round_, _ROUNDS)
     return times
 
 
-def _seconds_of(call: Callable[[], Any], count: int) -> float:
-    """The mean of so many calls, one after the other."""
-    begin = time.perf_counter()
-    for _ in range(count):
+def _repeat(call: Callable[[], Any]) -> tuple[int, float]:
+    """Calls it again and again for a while: how often, and how many seconds that took."""
+    begin, calls, seconds = time.perf_counter(), 0, 0.0
+    while seconds < _LEAST_SECONDS:
         jax.block_until_ready(call())
-    return (time.perf_counter() - begin) / count
+        calls, seconds = calls + 1, time.perf_counter() - begin
+    return calls, seconds
 
 
 def _timing(part: _Part, seconds: Sequence[float]) -> Timing:
@@ -215,9 +217,17 @@ def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
-def _waiting(step: Callable[[jax.Array], Any], batches: Iterator[jax.Array]) -> float:
-    """Share of a short training's time spent waiting for the next batch, as the loop does."""
+def _waiting(
+    step: Callable[[jax.Array], Any], batches: Iterator[jax.Array], *, ready: int
+) -> float:
+    """Share of a short training's time spent waiting for the next batch, as the loop does.
+
+    Args:
+      ready: how many batches at most are waiting to be taken, which would hide a slow source.
+    """
     steps = _ROUNDS + 1
+    for _ in range(ready):
+        next(batches)
     with Meter("waiting for data", total=steps, images_per_step=0) as meter:
         previous = step(next(batches))
         meter.note()

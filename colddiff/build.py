@@ -145,7 +145,7 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # traced once, though build and others ask
-def _init_params(model, image_shape, key):
+def _init_params(model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Any:
     images = jnp.zeros((1, *image_shape))
     return networks.init_params(model, key, images, jnp.zeros(1, jnp.int32))
 

@@ -14,7 +14,7 @@ The order is a function of the seed and the step alone, so the step is the data 
 
 import functools
 import hashlib
-import importlib.util
+import importlib.metadata
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -222,9 +222,8 @@ def _digits(argument: str, split: str) -> Records:
         raise unknown_name("split of digits", split, SPLITS)
     start, stop = (0, _DIGITS_TRAIN) if split == "train" else (_DIGITS_TRAIN, None)
     # The file of sklearn.datasets.load_digits, whose import would take longer than all of this.
-    [package] = importlib.util.find_spec("sklearn").submodule_search_locations
-    rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
-    rows = rows[start:stop]
+    package = importlib.metadata.distribution("scikit-learn").locate_file("sklearn")
+    rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")[start:stop]
     pixels = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     labels = rows[:, 64].astype(int).tolist()
 

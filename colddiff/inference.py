@@ -96,7 +96,7 @@ class Run:
         """x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
 
         More images than `config.eval.batch_size` are sampled in parts of that size by one program,
-        so that memory never holds more. Fewer have a program of their own.
+        so that the network never takes more at once. Fewer have a program of their own.
 
         Args:
           params: of the restorer, such as `run.params`.

@@ -96,9 +96,16 @@ def main(argv: Sequence[str]) -> None:
 
 def _config_arguments() -> list[str]:
     """The part of the command line that makes the config."""
-    given = sys.argv[1:]
-    values = {i + 1 for i, a in enumerate(given) if a.startswith("--config") and "=" not in a}
-    return [a for i, a in enumerate(given) if a.startswith("--config") or i in values]
+    found, given = [], iter(sys.argv[1:])
+    for argument in given:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and (name == "config" or name.startswith("config.")):
+            found.append(argument)
+            if not equals:
+                found.append(next(given))
+    if not found:
+        raise UserError("--mode=benchmark starts commands with the same config: give --config here")
+    return found
 
 
 def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:

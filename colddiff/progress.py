@@ -80,7 +80,7 @@ class Meter:
             yield item
 
     def waited(self) -> float:
-        """Share of the time since the last note, or the beginning, that was spent waiting."""
+        """Share of all time since the last note, or the beginning, that was spent waiting."""
         return self._waited / max(time.monotonic() - self._noted[0], 1e-9)
 
     def _status(self, since: tuple[float, int]) -> str:

@@ -31,6 +31,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/blur_digits.py", "C
 
 
 def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise app.UsageError("give the picture to write: PICTURE.png")
     config = _CONFIG.value
     mesh, images = create_mesh(), load_train_images(config)
     steps, experiments, states, compiled = config.train.num_steps, {}, {}, {}

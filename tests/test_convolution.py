@@ -54,6 +54,15 @@ CASES = {  # image, kernel, strides, padding, groups
     "one channel": ((2, 9, 9, 1), (7, 7, 1, 1), (1, 1), ((3, 3), (3, 3)), 1),
     "two groups": ((2, 9, 9, 4), (3, 3, 2, 4), (1, 1), AROUND, 2),
     "1x1": ((3, 5, 4, 6), (1, 1, 6, 3), (1, 1), ((0, 0), (0, 0)), 1),
+    "1x1, padded": ((3, 5, 4, 6), (1, 1, 6, 3), (1, 1), AROUND, 1),
+    "depthwise, padded by more than the kernel": (
+        (2, 5, 5, 3),
+        (3, 3, 1, 3),
+        (1, 1),
+        ((3, 3), (3, 3)),
+        3,
+    ),
+    "two outputs a channel": ((2, 6, 6, 2), (3, 3, 1, 4), (1, 1), AROUND, 2),
     "3x3": ((4, 6, 6, 5), (3, 3, 5, 7), (1, 1), AROUND, 1),
     "3x3, padded unevenly": ((2, 17, 16, 4), (3, 3, 4, 2), (1, 1), ((0, 2), (1, 0)), 1),
     "4x4, halving": ((4, 8, 12, 3), (4, 4, 3, 5), (2, 2), AROUND, 1),
@@ -95,20 +104,41 @@ def test_bfloat16_is_summed_in_float32():
         assert np.abs(a.astype(np.float32) - b).max() <= 2**-7 * np.abs(b).max()
 
 
+def lowered(function, *arguments):
+    """The program of its gradients, by platform."""
+
+    def gradients(*arguments):
+        return jax.grad(lambda arguments: function(*arguments).sum())(arguments)
+
+    traced = jax.jit(gradients).trace(*arguments)
+    return {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+
+
 def test_on_the_cpu_only():
     """Other platforms get XLA's convolutions, without loops around them."""
     x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((7, 7, 1, 4))
-
-    def gradient(x, kernel):
-        return jax.grad(lambda k: convolution._depthwise(x, k, ((3, 3), (3, 3))).sum())(kernel)
-
-    lowered = {
-        platform: jax.jit(gradient).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-        for platform in ("cpu", "cuda", "tpu")
-    }
-    assert "while" in lowered["cpu"] and "stablehlo.convolution" not in lowered["cpu"]
+    found = lowered(lambda x, k: ours(x, k, (1, 1), ((3, 3), (3, 3)), 4), x, kernel)
+    assert "while" in found["cpu"] and "stablehlo.convolution" not in found["cpu"]
     for platform in ("cuda", "tpu"):
-        assert "while" not in lowered[platform] and "stablehlo.convolution" in lowered[platform]
+        assert "while" not in found[platform] and "stablehlo.convolution" in found[platform]
+
+    kernel = jnp.zeros((4, 4, 4, 4))
+    found = lowered(lambda x, k: jnp.sin(convolution._upsample(x, k)), x, kernel)
+    plain = lowered(lambda x, k: jnp.sin(lax.conv_transpose(x, k, (2, 2), "SAME")), x, kernel)
+    count = {platform: text.count("stablehlo.convolution") for platform, text in found.items()}
+    expected = {platform: text.count("stablehlo.convolution") for platform, text in plain.items()}
+    assert count["cpu"] > expected["cpu"]  # by parity
+    assert count["cuda"] == expected["cuda"] and count["tpu"] == expected["tpu"]
+
+
+@pytest.mark.parametrize("setting", [dict(rhs_dilation=(2, 2)), dict(precision="highest")])
+def test_what_is_not_there_is_refused(setting):
+    x, kernel = jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
+    with pytest.raises(NotImplementedError, match="neither dilation nor precision"):
+        convolution.convolve(x, kernel, (1, 1), AROUND, **setting)
 
 
 def test_devices_need_nothing_of_each_other_but_sums():

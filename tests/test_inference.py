@@ -59,16 +59,19 @@ def test_batches_of_any_size_on_any_device(run, x0):
 def test_large_batches_go_in_parts(run, x0, compiled):
     """By one program, whatever their size; an image's pattern is that of its place in the whole."""
     xT, key = jnp.concatenate([x0, x0[::-1], x0, x0]), jax.random.key(4)  # 12
+    noise = Partial(lambda x0, t, key: x0 + t / 6 * jax.random.normal(key, x0.shape))
 
     def sample(batch_size, xT):
         config = run.config.copy_and_resolve_references()
         config.eval.batch_size = batch_size
-        other = dataclasses.replace(run, experiment=run.experiment._replace(config=config))
+        experiment = run.experiment._replace(config=config, degrade=noise)
+        other = dataclasses.replace(run, experiment=experiment)
         return other.sample(run.params, xT, key, steps=2, iterates_at=[3, 0])
 
     expected, marked = sample(12, xT)
     before = compiled.count("run_sampler")
     found, iterates = sample(3, xT)  # 4: the devices share them
+    assert not np.allclose(expected[0], expected[6], atol=0.1)  # one image, two patterns
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(iterates, marked, atol=1e-5)
     np.testing.assert_allclose(sample(3, xT[:9])[0], expected[:9], atol=1e-5)

@@ -251,7 +251,7 @@ def test_what_training_leaves_to_look_at(tmp_path):
     config.train.sample_every = 4
     train(config, tmp_path)
     events = read_events(tmp_path / "tensorboard")
-    for tag in ("train/loss", "train/grad_norm", "train/param_norm"):
+    for tag in ("train/loss", "train/grad_norm", "train/param_norm", "train/waiting_for_data"):
         assert {s for s, t in events if t == tag} == {2, 3, 4, 6, 8}  # 3: a checkpoint
     for name in ("samples", "generated"):
         assert {s for s, tag in events if tag == name} == {4, 8}

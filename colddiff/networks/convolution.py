@@ -1,7 +1,7 @@
 """Convolutions of the networks, each the way its platform runs it fastest.
 
-GPUs and TPUs run XLA's own. XLA's CPU backend is slow at some that the ConvNeXt U-Net needs:
-depthwise ones, 1×1 ones, and transposed ones, forwards and backwards. There they are made of
+1×1 ones are matrix products. Of the others GPUs and TPUs run XLA's own; its CPU backend is slow at
+two that the ConvNeXt U-Net needs, depthwise ones and transposed ones. There they are made of
 operations it is fast at; `_on` chooses, docs/performance.md has the figures. Outputs and gradients
 are XLA's but for the order of summation. There is no forward-mode derivative.
 
@@ -29,15 +29,27 @@ def convolve(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     *,
-    feature_group_count: int,
-    **defaults: Any,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, for an undilated `nn.Conv(conv_general_dilated=convolve)`."""
-    del defaults
+    """`lax.conv_general_dilated` of this module's layout: `nn.Conv(conv_general_dilated=convolve)`.
+
+    Raises:
+      NotImplementedError: a dilation or precision is given: the networks have none.
+    """
+    del dimension_numbers  # Linen's are this module's
+    if {*lhs_dilation, *rhs_dilation} != {1} or precision is not None:
+        given = f"{lhs_dilation}, {rhs_dilation}, {precision}"
+        raise NotImplementedError(f"neither dilation nor precision can be given; got {given}")
     strides, padding = tuple(strides), tuple(map(tuple, padding))
-    if feature_group_count > 1 and kernel.shape[2] == 1 and strides == (1, 1):
+    h, w, inputs, outputs = kernel.shape
+    fits = all(0 <= p < n for n, sides in zip((h, w), padding, strict=True) for p in sides)
+    if inputs == 1 < outputs == feature_group_count and strides == (1, 1) and fits:
         return _depthwise(x, kernel, padding)
-    if kernel.shape[:2] == strides == (1, 1) and feature_group_count == 1:
+    if (h, w) == strides == (1, 1) and feature_group_count == 1 and fits:
         return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
     return _xla(x, kernel, strides, padding)
 
