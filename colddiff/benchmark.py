@@ -23,12 +23,13 @@ from ml_collections import ConfigDict
 from colddiff.build import Experiment, build
 from colddiff.devices import create_mesh, replicate, replicated, split_axis
 from colddiff.errors import UserError
+from colddiff.examples import load_train_images, train_batches
 from colddiff.files import markdown_table, write_json, write_text
 from colddiff.inference import Run
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import init_state
-from colddiff.train import load_train_images, make_train_step, train_batches
+from colddiff.train import make_train_step
 
 _ROUNDS, _STARTS = 15, 3
 _SIDE = 4096  # of the matrices whose product is the peak

@@ -4,6 +4,7 @@ Each holds the training state, the averaged parameters and the config. The data 
 step (`colddiff.data.batches`). A run goes on only with the config that it was started with.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from colddiff.devices import all_hosts, is_first_host
 from colddiff.errors import UserError, first_line
 from colddiff.state import TrainState
 
@@ -70,18 +72,26 @@ def _kept(keep: int, best: str) -> preservation_policy.PreservationPolicy:
 
 
 def last_step(workdir: Path, config: ConfigDict) -> int:
-    """The step of the last checkpoint of this run; 0 if there is none yet.
+    """The step of the last checkpoint of this run with a readable config; 0 if there is none yet.
 
     Raises:
-      UserError: the workdir holds another run (`check_same`).
+      UserError: the workdir holds another run (`check_same`), or nothing that can be read.
     """
     if not (workdir / "checkpoints").is_dir():
         return 0
     with open_manager(workdir) as manager:
-        step = manager.latest_step() or 0
-        if step:
-            check_same(SAME_RUN, restore_config(manager, step), config, workdir)
-        return step
+        steps, unreadable = sorted(manager.all_steps(), reverse=True), None
+        for step in steps:
+            try:
+                saved = restore_config(manager, step)
+            except UserError as error:
+                unreadable = unreadable or error
+                continue
+            check_same(SAME_RUN, saved, config, workdir)
+            return step
+        if unreadable is not None:
+            raise unreadable
+        return 0
 
 
 def save(
@@ -99,6 +109,43 @@ def save(
     )
     manager.save(step, args=items, metrics=scores)
     logging.info("saving checkpoint %d", step)
+
+
+def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
+    """The last state that can be read. Those after it are moved to `checkpoints/../damaged`.
+
+    Raises:
+      UserError: none can be read; nothing is moved then.
+    """
+    damaged: list[tuple[int, UserError]] = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            restore_config(manager, step)  # it must be whole
+            state = restore_state(manager, like, step)
+        except UserError as error:
+            damaged.append((step, error))
+            continue
+        for wrong, error in damaged:
+            logging.warning("%s", error)
+            _set_aside(manager, wrong)
+        return state
+    raise damaged[0][1]
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
+    """Moves a damaged checkpoint to where it is in nobody's way."""
+    folder = Path(manager.directory)
+    place = folder.parent / "damaged" / str(step)
+    for number in itertools.count(1):
+        if not place.exists():
+            break
+        place = place.with_name(f"{step}-{number}")
+    if is_first_host():
+        place.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(place)
+        logging.warning("moved checkpoint %d to %s; training makes it anew", step, place)
+    all_hosts(True)  # wait for it
+    manager.reload()
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from colddiff import metrics
+from colddiff.devices import is_first_host
 from colddiff.errors import UserError
 from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
 from colddiff.files import as_json, markdown_table, read_json, write_json, write_text
@@ -150,6 +151,8 @@ def markdown(comparison: Comparison) -> str:
 
 def write(comparison: Comparison, workdir: Path) -> Path:
     """Writes `comparison.json`, `comparison.md` and `comparison.png`; returns their folder."""
+    if not is_first_host():
+        return workdir
     fields = comparison._asdict()
     del fields["picture"]
     write_json(workdir / "comparison.json", as_json(fields))

@@ -36,6 +36,8 @@ _MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
 _FOLDER_TEST_SHARE = 0.1
 _CHUNK = 256  # images decoded at once
+_FORMATS = ("PNG", "JPEG")  # whatever a file is called, no other decoder sees it
+_MOST_PIXELS = 2**26  # of an image file: a small one can claim to be large enough to fill memory
 
 
 class Images(Protocol):
@@ -75,6 +77,15 @@ def load(
     """
     lazy = _LazyImages(_records(source, split, channels, limit), size, channels, limit)
     return lazy.decode_all()[0] if cache else lazy
+
+
+def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
+    """What tells whether the images of a split are still the same: their names and files' sizes."""
+    records = _records(source, split, channels, 0)
+    digest = hashlib.sha256("\n".join(records.names).encode())
+    if source.startswith("folder:"):
+        digest.update(str([os.path.getsize(name) for name in records.names]).encode())
+    return {"files": len(records.names), "sha256": digest.hexdigest()}
 
 
 def load_labelled(
@@ -189,7 +200,10 @@ class _LazyImages:
     def _read(self, i: int) -> np.ndarray | None:
         """Image i, or None, with a warning the first time, if it cannot be read."""
         try:
-            return _fit(self._records.open(i), self._size, self._channels)
+            image = self._records.open(i)
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
+            return _fit(image, self._size, self._channels)
         except Exception as error:  # decoders raise all sorts on damaged files
             if i not in self._unreadable:
                 self._unreadable.add(i)
@@ -282,7 +296,7 @@ def _tfds(name: str, split: str) -> Records:
     row = functools.lru_cache(_CHUNK)(rows.__getitem__)
 
     def open_(i: int) -> Image.Image:
-        return Image.open(io.BytesIO(row(i)[image_keys[0]]))
+        return Image.open(io.BytesIO(row(i)[image_keys[0]]), formats=_FORMATS)
 
     def label(i: int) -> int:
         return int(row(i)[label_keys[0]])
@@ -314,7 +328,7 @@ def _folder(path: str, split: str) -> Records:
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
         raise UserError(f"{top} holds no PNG or JPEG file")
-    return Records([str(f) for f in files], lambda i: Image.open(files[i]))
+    return Records([str(f) for f in files], lambda i: Image.open(files[i], formats=_FORMATS))
 
 
 SOURCES: dict[str, Callable[[str, str], Records]] = {

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from colddiff import metrics
 from colddiff.build import Experiment, check_sampler, make_sampler
-from colddiff.devices import create_mesh, replicate, to_mesh
+from colddiff.devices import create_mesh, replicate, split_rows, to_host
 from colddiff.errors import UserError
 from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
 from colddiff.images import from_uint8, grid, to_uint8, to_unit
@@ -224,15 +224,15 @@ def _score(
                 experiment.network_input,
                 experiment.degrade,
                 params,
-                to_mesh(batch, mesh, 0),
+                split_rows(batch, mesh),
                 jax.random.key(config.seed),
                 first,
                 times,
             )
-            for scored, values in zip((mse, ssim), jax.device_get(scores), strict=True):
+            for scored, values in zip((mse, ssim), to_host(scores), strict=True):
                 scored.extend(values[:count].tolist())
             if truth.spaces:
-                restored.append(to_uint8(x0_hat)[:count])
+                restored.append(to_uint8(to_host(x0_hat))[:count])
             meter.advance()
         meter.note()
     seconds = (time.monotonic() - began) / len(images)
@@ -301,7 +301,7 @@ def picture(
     name = experiment.config.sampler.name
     titles = ["x0", f"xT, T={experiment.T}", "direct"]
     titles += [f"{name} t={way.times[place]}" for place in places[1:]]
-    return grid([np.asarray(c) for c in columns], titles)
+    return grid([to_host(c) for c in columns], titles)
 
 
 def _iterates(
@@ -314,7 +314,7 @@ def _iterates(
         jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
     )
     common = (experiment.restore, experiment.degrade, params, xT, keys, times)
-    return np.asarray(run_sampler(sampler, *common, marks)[1])
+    return to_host(run_sampler(sampler, *common, marks)[1])
 
 
 def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
@@ -323,7 +323,7 @@ def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
     times = np.unique(np.round(np.linspace(0, experiment.T, 5)).astype(int))
     columns = degrade_at(experiment.degrade, x0, jnp.asarray(times), keys)
     titles = [f"t = {t}" for t in times[:-1]] + [f"t = T = {experiment.T}"]
-    return grid(list(np.asarray(columns)), titles)
+    return grid(list(to_host(columns)), titles)
 
 
 @jax.jit
@@ -335,4 +335,4 @@ def degrade_at(degrade, x0, times, keys):
 def _images_and_keys(experiment: Experiment, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """x0 and the keys of their patterns, the same in every picture and score."""
     keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
-    return from_uint8(jnp.asarray(images)), keys
+    return replicate((from_uint8(jnp.asarray(images)), keys), create_mesh())

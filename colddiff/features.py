@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import classifier, data, inception, metrics
-from colddiff.devices import create_mesh, replicate, to_mesh
+from colddiff.devices import all_hosts, create_mesh, replicate, split_rows, to_host
 from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.files import whole
 from colddiff.progress import Meter
@@ -110,7 +110,7 @@ def collect(
     with Meter(features.name, total=-(-total // size), images_per_step=size) as meter:
         for chunk in _chunks(batches, size):
             filled = np.pad(chunk, ((0, size - len(chunk)), *[(0, 0)] * 3))
-            values = np.asarray(_extract(extract, to_mesh(filled, mesh, 0)))[: len(chunk)]
+            values = to_host(_extract(extract, split_rows(filled, mesh)))[: len(chunk)]
             if not np.isfinite(values).all():
                 raise UserError(f"the features {features.name} of an image are not finite")
             done = 0 if all_moments is None else all_moments.count
@@ -147,7 +147,7 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
     text = json.dumps(identity, sort_keys=True)
     name = f"statistics-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     path = cache_folder() / name
-    if not path.exists():
+    if not all_hosts(path.exists()):
         found = collect(features, [images], total=len(images))
         moments = found.moments[found.count]
         with whole(path) as file:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from colddiff import checkpoint
 from colddiff.build import make_sampler
-from colddiff.devices import create_mesh
+from colddiff.devices import create_mesh, from_first_host, is_first_host, to_host
 from colddiff.errors import UserError
 from colddiff.files import read_json, write_json
 from colddiff.images import mosaic, save_gif, save_png, to_uint8
@@ -75,7 +75,8 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
     _check_unique(seeds)
     _claim(folder, _settings(run))
     at_once = run.config.eval.chunk * create_mesh().size
-    missing = [seed for seed in seeds if not _path(folder, seed).exists()]
+    there = from_first_host(np.array([_path(folder, seed).exists() for seed in seeds]))
+    missing = [seed for seed, done in zip(seeds, there, strict=True) if not done]
     batch_size = -(-run.config.eval.batch_size // at_once) * at_once
     batch_size = min(batch_size, max(1, len(missing)))
     if len(missing) < len(seeds):
@@ -87,14 +88,15 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
     ):
         for first in firsts:
             batch = missing[first : first + batch_size]
-            x0 = np.asarray(run.generate(run.params, batch))
+            x0 = to_host(run.generate(run.params, batch))
             bad = [s for s, image in zip(batch, x0, strict=True) if not np.isfinite(image).all()]
             if bad:
                 raise UserError(
                     f"the images of seeds {bad} are not finite; nothing of them is kept"
                 )
-            paths = [_path(folder, seed) for seed in batch]
-            list(pool.map(save_png, paths, to_uint8(x0)))
+            if is_first_host():
+                paths = [_path(folder, seed) for seed in batch]
+                list(pool.map(save_png, paths, to_uint8(x0)))
             meter.advance()
             meter.note()
     _pictures(run, seeds, folder)
@@ -112,15 +114,15 @@ def _check_unique(seeds: Sequence[int]) -> None:
 
 def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
     """`grid.png` and `process.gif` of the first seeds."""
+    times = times_between(run.T, run.experiment.steps)
+    marks = marks_of(make_sampler(run.config), times, _FRAMES)
+    iterates = to_host(run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)[1])
+    if not is_first_host():
+        return
     images = [np.asarray(Image.open(_path(folder, seed))) for seed in seeds[:_IN_GRID]]
     shape = run.experiment.image_shape
     save_png(folder / "grid.png", mosaic(np.stack(images).reshape(-1, *shape)))
-    times = times_between(run.T, run.experiment.steps)
-    marks = marks_of(make_sampler(run.config), times, _FRAMES)
-    _, iterates = run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)
-    frames = [
-        mosaic(x, caption=f"t = {t}") for x, t in zip(np.asarray(iterates), marks, strict=True)
-    ]
+    frames = [mosaic(x, caption=f"t = {t}") for x, t in zip(iterates, marks, strict=True)]
     save_gif(folder / "process.gif", frames)
 
 
@@ -160,4 +162,5 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         return
     if next(folder.glob("*.png"), None):
         raise UserError(f"{folder} holds images of unknown settings; give another with --output")
-    write_json(path, settings)
+    if is_first_host():
+        write_json(path, settings)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from colddiff import checkpoint, data
 from colddiff.build import Experiment, build, check_sampler, init_params, make_prior, make_sampler
 from colddiff.degradations import Degrade, as_partial
-from colddiff.devices import create_mesh, replicate, replicated, split_axis
+from colddiff.devices import create_mesh, place, replicate, replicated, shared, split_axis
 from colddiff.errors import UserError, first_line
 from colddiff.files import whole
 from colddiff.priors import Mixture, Prior, fit_mixture
@@ -178,7 +178,7 @@ class Run:
         filled = np.pad(seeds.astype(np.uint32), (0, -len(seeds) % count), mode="edge")
         parts = []
         for chunk in filled.reshape(-1, count):
-            xT, keys = _draw(self.prior, jax.device_put(chunk, sharding))
+            xT, keys = _draw(self.prior, place(chunk, sharding))
             part = self._walk(params, xT, keys, sampler, times, iterates_at, sharding)
             parts.append(part)
         return _joined(parts, len(seeds))
@@ -216,7 +216,7 @@ class Run:
                 raise UserError(
                     f"iterates_at={iterates_at}: this sampler has iterates at {has} only"
                 )
-        xT, keys = jax.device_put((xT, keys), sharding)
+        xT, keys = place((xT, keys), sharding)
         marks = None if iterates_at is None else np.asarray(iterates_at, np.int32)
         return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)
 
@@ -278,11 +278,12 @@ def load(
             checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
         experiment = build(saved if config is None else config)
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
-        mesh = create_mesh()
+        mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
         experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
-        sharding = replicated(mesh)
         like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shared(shapes, mesh),
         )
         params = checkpoint.restore_ema(manager, like, step)
     return Run(experiment, params, step, workdir)

@@ -47,6 +47,14 @@ _SAMPLERS = flags.DEFINE_list(
 _STEPS = flags.DEFINE_list(
     "steps", None, "Numbers of steps to evaluate each sampler with: 5,10,20. Makes a study."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "ADDRESS:PORT of host 0, for several hosts that neither SLURM nor Open MPI started; with "
+    "--num_hosts and --host. Or auto, on TPU pods and GKE: the environment says the rest.",
+)
+_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "How many processes there are.")
+_HOST = flags.DEFINE_integer("host", None, "Which of them this one is, from 0.")
 _FOLDERS = flags.DEFINE_multi_string(
     "folder", [], "TITLE=FOLDER of images to compare with the config's data; give one or more."
 )
@@ -56,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     """Does what `--mode` says with `--config` in `--workdir`."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options begin with --")
+    _join_hosts()
     config = _CONFIG.value
     workdir, *others = (Path(text).expanduser().absolute() for text in _workdirs())
 
@@ -68,8 +77,8 @@ def main(argv: Sequence[str]) -> None:
     from colddiff.inference import load
     from colddiff.train import train
 
-    if "train" in _MODE.value:
-        train(config, workdir)
+    if "train" in _MODE.value and not train(config, workdir):
+        return  # told to stop
     if "evaluate" in _MODE.value:
         _evaluate(config, [workdir, *others])
     if _MODE.value == "generate":
@@ -78,20 +87,46 @@ def main(argv: Sequence[str]) -> None:
         given = _OUTPUT.value
         folder = Path(given).expanduser().absolute() if given else folder_of(run)
         generate(run, seeds, folder)
-        sys.stdout.write(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
+        _say(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
     if _MODE.value == "compare":
         report = compare.compare(config, compare.parse_folders(_FOLDERS.value))
         folder = compare.write(report, workdir)
-        sys.stdout.write(f"\n{compare.markdown(report)}\ntable and picture: {folder}\n")
+        _say(f"\n{compare.markdown(report)}\ntable and picture: {folder}\n")
     if _MODE.value == "degrade":
         images = load_test_images(config, config.eval.pictures)
         path = workdir / "degraded.png"
         save_png(path, gallery(build(config), images))
-        sys.stdout.write(f"picture: {path}\n")
+        _say(f"picture: {path}\n")
     if _MODE.value == "benchmark":
         found = benchmark.benchmark(config, arguments=_config_arguments())
         path = benchmark.write(found, workdir)
-        sys.stdout.write(f"\n{benchmark.markdown(found)}\ntable and JSON: {path.parent}\n")
+        _say(f"\n{benchmark.markdown(found)}\ntable and JSON: {path.parent}\n")
+
+
+def _join_hosts() -> None:
+    """Makes this process one of several, if the flags or SLURM or Open MPI say that it is."""
+    coordinator, others = _COORDINATOR.value, (_NUM_HOSTS.value, _HOST.value)
+    if coordinator is None and others != (None, None):
+        raise UserError("--num_hosts and --host need --coordinator=ADDRESS:PORT")
+    from colddiff.devices import among_hosts, join_hosts
+
+    if coordinator == "auto" or (coordinator is None and among_hosts()):
+        join_hosts()
+    elif coordinator is not None:
+        if None in others or not 0 <= others[1] < others[0]:
+            raise UserError(
+                f"--coordinator={coordinator} needs --num_hosts=N and --host in 0..N-1; got "
+                f"--num_hosts={others[0]}, --host={others[1]}"
+            )
+        join_hosts(coordinator, *others)
+
+
+def _say(text: str) -> None:
+    """What a command is run for, on stdout; once, by however many hosts."""
+    from colddiff.devices import is_first_host
+
+    if is_first_host():
+        sys.stdout.write(text)
 
 
 def _config_arguments() -> list[str]:
@@ -129,11 +164,11 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
         folder = report.write(found, experiment, params, workdir, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
         reports[title] = found
-        sys.stdout.write(f"\n{report.markdown({title: found})}\nreport and pictures: {folder}\n")
+        _say(f"\n{report.markdown({title: found})}\nreport and pictures: {folder}\n")
     if len(reports) > 1:
         folder = Path(_OUTPUT.value or "evaluation").expanduser().absolute()
         report.write_table(reports, folder)
-        sys.stdout.write(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
+        _say(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
 
 
 def _workdirs() -> list[str]:

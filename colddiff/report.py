@@ -13,6 +13,7 @@ import numpy as np
 
 from colddiff import page, plots
 from colddiff.build import Experiment
+from colddiff.devices import is_first_host
 from colddiff.evaluate import Report, Row, load_test_images, picture, walk
 from colddiff.files import as_json, markdown_table, read_json, write_json, write_text
 from colddiff.images import mosaic, save_png
@@ -178,6 +179,8 @@ def write(
 ) -> Path:
     """Writes NAME.json, NAME.md and NAME.html; and samples.png, if anything was restored.
 
+    Of several hosts all must call it, and the first writes.
+
     Args:
       name: 'report', or 'study' for one with plots over the number of steps.
 
@@ -186,23 +189,26 @@ def write(
     """
     folder = workdir / "evaluation" / f"{report.step:07d}"
     reports = {workdir.name: report}
-    sections = [table(reports)]
+    sections, pictures = [table(reports)], {}
     if name == "study":
         for kind, plot in study_plots(report).items():
-            save_png(folder / f"study-{file_name(kind)}.png", plot)
+            pictures[f"study-{file_name(kind)}.png"] = plot
             sections.append(page.Picture(kind, plot))
     if len(report.rows) > 1:
         images = load_test_images(experiment.config, experiment.config.eval.pictures)
         way = walk(experiment, params, images, _FRAMES)
-        samples = picture(experiment, params, images, way)
-        save_png(folder / "samples.png", samples)
+        pictures["samples.png"] = samples = picture(experiment, params, images, way)
         title = f"From xT to x0: {TITLES[experiment.config.sampler.name]}"
         sections.append(page.Walk(title, way.times, [mosaic(x) for x in way.iterates]))
         sections.append(page.Picture("Restored images", samples))
+    if not is_first_host():
+        return folder
     evolution = read_json(workdir / "evolution.json")
     if evolution is not None:
         for kind, plot in evolution_plots(evolution).items():
             sections.append(page.Picture(f"{_name(kind)} in training", plot))
+    for file, image in pictures.items():
+        save_png(folder / file, image)
     write_json(folder / f"{name}.json", as_json(report))
     write_text(folder / f"{name}.md", markdown(reports))
     text = page.render(workdir.name, sections, subtitle=headline(report))
@@ -212,6 +218,8 @@ def write(
 
 def write_table(reports: Mapping[str, Report], folder: Path) -> None:
     """Writes table.json, table.md and table.html of several runs by title."""
+    if not is_first_host():
+        return
     write_json(folder / "table.json", as_json(dict(reports)))
     write_text(folder / "table.md", markdown(reports))
     write_text(folder / "table.html", page.render("Scores", [table(reports)]))

@@ -1,8 +1,9 @@
-"""The training state and its EMA: a copy on each device.
+"""The training state and its EMA: a copy on each device, or shared among some (FSDP).
 
 Saving is `colddiff.checkpoint`, computing is `colddiff.train`.
 """
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from colddiff.build import Experiment, init_params
-from colddiff.devices import replicated
+from colddiff.devices import shared
 
 
 @flax.struct.dataclass
@@ -35,14 +36,20 @@ class TrainState:
 
 def init_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """The state before the first step, made in place on the devices."""
+    init = functools.partial(_initial, experiment)
+    return jax.jit(init, out_shardings=state_shardings(experiment, mesh))()
 
-    def init():
-        params = init_params(experiment, jax.random.key(experiment.config.seed))
-        # A copy: donated buffers must not be shared.
-        ema_params = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.int32(0), params, ema_params, experiment.optimizer.init(params))
 
-    return jax.jit(init, out_shardings=replicated(mesh))()
+def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """Where each array of the state lies."""
+    return shared(jax.eval_shape(functools.partial(_initial, experiment)), mesh)
+
+
+def _initial(experiment: Experiment) -> TrainState:
+    params = init_params(experiment, jax.random.key(experiment.config.seed))
+    # A copy: donated buffers must not be shared.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.int32(0), params, ema_params, experiment.optimizer.init(params))
 
 
 def update_ema(ema_params: Any, params: Any, step: jax.Array, train: ConfigDict) -> Any:

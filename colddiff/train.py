@@ -6,7 +6,7 @@ number of devices.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -15,22 +15,41 @@ import numpy as np
 import optax
 from absl import logging
 from clu import parameter_overview
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 from tensorboardX import SummaryWriter
 
-from colddiff import checkpoint, data, evaluate, report
+from colddiff import checkpoint, evaluate, report
 from colddiff.build import Experiment, build
 from colddiff.degradations import Degrade
-from colddiff.devices import create_mesh, host_rows, replicate, replicated, split_axis, to_mesh
+from colddiff.devices import (
+    all_hosts,
+    create_mesh,
+    host_rows,
+    is_first_host,
+    replicate,
+    replicated,
+    shared,
+    split_axis,
+    to_host,
+)
 from colddiff.errors import UserError
+from colddiff.examples import (
+    check_data,
+    keep_batch,
+    load_train_images,
+    make_example,
+    train_batches,
+)
 from colddiff.files import read_json, write_json
-from colddiff.images import from_uint8, mosaic, save_png
+from colddiff.images import mosaic, save_png
 from colddiff.inference import Run, forget_priors, load_prior
 from colddiff.metrics import SSIM_WINDOW
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
-from colddiff.state import TrainState, init_state, update_ema
+from colddiff.state import TrainState, init_state, state_shardings, update_ema
+from colddiff.stop import Stop
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics]]
@@ -48,6 +67,9 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         rngs = {"dropout": key}
         x0_hat = experiment.model.apply({"params": params}, xt, t, train=True, rngs=rngs)
         return jnp.mean(jnp.abs(x0_hat - x0))
+
+    if mesh.shape["fsdp"] > 1:
+        loss_fn = _gathering(loss_fn, mesh)
 
     def train_step(state, images, degrade):
         accumulation, batch_size = images.shape[:2]
@@ -67,6 +89,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
             params, total = jax.lax.optimization_barrier((params, total))
             total = jax.tree.map(jnp.add, total, loss_and_grads(number, params))
         loss, grads = jax.tree.map(lambda x: x / accumulation, total)
+        grads = jax.lax.with_sharding_constraint(grads, shared(grads, mesh))
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -76,75 +99,75 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         metrics = {"loss": loss, **norms}
         return TrainState(step, params, ema_params, opt_state), metrics
 
-    everywhere = replicated(mesh)
+    state = state_shardings(experiment, mesh)
     return jax.jit(
         train_step,
-        in_shardings=(everywhere, split_axis(mesh, 1), None),  # degrade: wherever its tables lie
-        out_shardings=everywhere,
+        in_shardings=(state, split_axis(mesh, 1), None),  # degrade: wherever its tables lie
+        out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def make_example(
-    experiment: Experiment, degrade: Degrade
-) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    """`example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
+def _gathering(loss_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable:
+    """`loss_fn(params, ...)` of parameters that devices share: each is whole where it is used.
 
-    x0 is a crop of the image, after padding, and mirrored at random, as the config's `data` says;
-    xt is what the network sees of D(x0, t), t ~ U{1..T}.
+    The gradient gathers it again, so that no device keeps all of them in between.
     """
-    settings = experiment.config.data
-    size, channels = settings.image_size, settings.channels
 
-    def example(image, key):
-        crop_key, flip_key, t_key, pattern_key = jax.random.split(key, 4)
-        x0 = from_uint8(jnp.pad(image, ((settings.pad,) * 2, (settings.pad,) * 2, (0, 0))))
-        room = x0.shape[0] - size
-        corner = jax.random.randint(crop_key, (2,), 0, room + 1)
-        if settings.crop == "center":
-            corner = jnp.full(2, round(room / 2))
-        x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (size, size, channels))
-        if settings.flip:
-            x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)
-        t = jax.random.randint(t_key, (), 1, experiment.T + 1)
-        return x0, experiment.network_input(degrade(x0, t, pattern_key)), t
+    def gathered(params, *args):
+        params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        return loss_fn(checkpoint_name(params, "whole"), *args)
 
-    return example
+    policy = jax.checkpoint_policies.save_anything_except_these_names("whole")
+    return jax.checkpoint(gathered, policy=policy)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains to `config.train.num_steps`, from the last checkpoint of `workdir` if it has one.
+def train(config: ConfigDict, workdir: Path) -> bool:
+    """Trains to `config.train.num_steps`, from the last good checkpoint of `workdir` if it has one.
+
+    SIGTERM and SIGINT save and end it.
+
+    Returns:
+      Whether it came to the end.
 
     Raises:
-      UserError: the config cannot work, `workdir` holds another run, the data cannot be read, or
-        the loss is no longer finite.
+      UserError: the config cannot work, `workdir` holds another run or one of other data, the data
+        cannot be read, or the loss is no longer finite.
     """
     experiment = build(config)
-    mesh = create_mesh()
+    mesh = create_mesh(config.mesh.fsdp)
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
     start = checkpoint.last_step(workdir, config)
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
-        return
-    if not start:  # what an earlier run may have left
-        forget_priors(workdir)
-        (workdir / "evolution.json").unlink(missing_ok=True)
+        return True
+    if not start:
+        if is_first_host():  # what an earlier run may have left
+            forget_priors(workdir)
+            for name in ("evolution.json", "data.json"):
+                (workdir / name).unlink(missing_ok=True)
+        all_hosts(True)  # wait for it
     load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = load_train_images(config)
+    check_data(config, images, workdir)
     truth = _load_truth(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     settings = config.train
-    with checkpoint.open_manager(
-        workdir, keep=settings.checkpoints_kept, best=settings.best
-    ) as manager:
+    with (
+        Stop(mesh) as stop,
+        checkpoint.open_manager(
+            workdir, keep=settings.checkpoints_kept, best=settings.best
+        ) as manager,
+    ):
         state = init_state(experiment, mesh)
         logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         if start:
-            state = checkpoint.restore_state(manager, state, start)
+            state = checkpoint.restore_last(manager, state)
+            start = int(state.step)
             logging.info("going on from step %d of %s", start, workdir)
         batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
-        _loop(experiment, mesh, state, batches, pictured, truth, manager, workdir)
+        return _loop(experiment, mesh, state, batches, pictured, truth, manager, stop, workdir)
 
 
 def _loop(
@@ -155,13 +178,19 @@ def _loop(
     pictured: np.ndarray,
     truth: evaluate.Truth | None,
     manager: CheckpointManager,
+    stop: Stop,
     workdir: Path,
-) -> None:
-    """Step, log, picture (of the images `pictured`), score, save, until the batches end."""
+) -> bool:
+    """Step, log, picture (of the images `pictured`), score, save, until the batches end.
+
+    Or until it is to stop: then it saves, and says False.
+    """
     settings = experiment.config.train
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
-    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+    writer = SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=is_first_host()
+    )
     images_per_step = settings.batch_size * settings.accumulation
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
     metrics = []
@@ -173,23 +202,30 @@ def _loop(
             # One step in flight while the next is prepared; no more, so that times are true.
             jax.block_until_ready(metrics[-2:-1])
             meter.advance()
-            saves = step % settings.checkpoint_every == 0 or last
+            stopping = stop.wanted() and not last
+            saves = step % settings.checkpoint_every == 0 or last or stopping
             if step % settings.log_every == 0 or saves:
-                _log(writer, meter, step, metrics)
+                _log(experiment.config, writer, meter, step, metrics, workdir)
                 metrics = []
-            if settings.sample_every and (step % settings.sample_every == 0 or last):
+            due = step % settings.sample_every == 0 or last if settings.sample_every else False
+            if due and not stopping:
                 run = Run(experiment, state.ema_params, step, workdir)
                 for name, picture in _pictures(run, pictured).items():
-                    save_png(workdir / name / f"{step:07d}.png", picture)
+                    if is_first_host():
+                        save_png(workdir / name / f"{step:07d}.png", picture)
                     writer.add_image(name, picture, step, dataformats="HWC")
             if saves:
                 scores = None
-                if truth is not None:
+                if truth is not None and not stopping:
                     scores = _scores(experiment, state, truth, workdir)
                     for name, value in scores.items():
                         writer.add_scalar(f"test/{name}", value, step)
                 writer.flush()
                 checkpoint.save(manager, state, experiment.config, scores)
+            if stopping:
+                logging.info("stopped at step %d; the same command goes on from there", step)
+                return False
+    return True
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,7 +237,7 @@ def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
     if run.prior is not None:
         count = min(len(images) ** 2, run.config.eval.batch_size)
         x0 = run.generate(run.params, range(count))
-        pictures["generated"] = mosaic(np.asarray(x0))
+        pictures["generated"] = mosaic(to_host(x0))
     return pictures
 
 
@@ -247,61 +283,38 @@ def _scores(
     same = before.get("num_images") == len(truth.images)
     kept = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < step}
     evolution = {"num_images": len(truth.images), "scores": kept | {str(step): scores}}
+    if not is_first_host():
+        return scores
     write_json(path, evolution)
     for kind, picture in report.evolution_plots(evolution).items():
         save_png(workdir / "evolution" / f"{report.file_name(kind)}.png", picture)
     return scores
 
 
-def _log(writer: SummaryWriter, meter: Meter, step: int, metrics: list[Metrics]) -> None:
+def _log(
+    config: ConfigDict,
+    writer: SummaryWriter,
+    meter: Meter,
+    step: int,
+    metrics: list[Metrics],
+    workdir: Path,
+) -> None:
     """Means since the last log, to TensorBoard and the progress line.
 
     Raises:
       UserError: one of them is no finite number, so that what it led to is never saved.
     """
     values = jax.device_get(metrics)
+    for at, found in enumerate(values, step - len(values) + 1):
+        if not all(map(math.isfinite, found.values())):
+            told = ", ".join(f"{name} {float(value):g}" for name, value in found.items())
+            path = keep_batch(config, at, workdir)
+            raise UserError(
+                f"the training diverged at step {at}: {told}. Its images are in {path}; the last "
+                "checkpoint is from before. Try a lower config.train.learning_rate, in another "
+                "workdir if this comes again"
+            )
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    if not all(map(math.isfinite, means.values())):
-        raise UserError(
-            f"the training diverged by step {step}: {means}. The last checkpoint is from before; "
-            "try a lower config.train.learning_rate, in another workdir if this comes again"
-        )
     for name, value in (means | {"waiting_for_data": meter.waited()}).items():
         writer.add_scalar(f"train/{name}", value, step)
     meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))
-
-
-def load_train_images(config: ConfigDict) -> data.Images:
-    """Those of the training split, a crop's margin larger."""
-    settings = config.data
-    images = data.load(
-        settings.source,
-        settings.train_split,
-        size=settings.image_size + settings.crop_margin,
-        channels=settings.channels,
-        cache=settings.cache,
-    )
-    logging.info("training images: %d of %s", len(images), settings.source)
-    return images
-
-
-def train_batches(
-    config: ConfigDict, mesh: jax.sharding.Mesh, images: data.Images, *, start: int, stop: int
-) -> Iterator[jax.Array]:
-    """What steps `start` .. `stop - 1` train on, on the devices: uint8, as `make_train_step` says.
-
-    Raises:
-      UserError: the devices cannot share a batch evenly.
-    """
-    settings = config.train
-    batches = data.batches(
-        images,
-        settings.batch_size,
-        accumulation=settings.accumulation,
-        seed=config.seed,
-        start=start,
-        stop=stop,
-        rows=host_rows("config.train.batch_size", settings.batch_size, mesh),
-        threads=config.data.threads,
-    )
-    return (to_mesh(rows, mesh, 1) for rows in batches)

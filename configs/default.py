@@ -65,6 +65,10 @@ def get_config() -> ConfigDict:
     train.scored = 0  # test images that are scored at every checkpoint; 0 for none
     train.best = ""  # a score, such as tacos/rmse or tacos/fd/pca: its best checkpoint is kept
 
+    # Devices that share one copy of parameters, average and moments, each holding its part (FSDP);
+    # 1 where a device has room for all of it. Batches are split over all devices either way.
+    config.mesh = ConfigDict(dict(fsdp=1))
+
     # steps: 0 for every t of T..1; a ddim may also have its eta, in 0..1.
     config.sampler = ConfigDict(dict(name="tacos", steps=0))  # direct | naive | tacos | ddim | ddpm
 

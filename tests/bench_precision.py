@@ -19,11 +19,12 @@ from ml_collections import ConfigDict, config_flags
 from colddiff.build import build
 from colddiff.devices import create_mesh, replicate
 from colddiff.evaluate import evaluate
+from colddiff.examples import load_train_images, train_batches
 from colddiff.files import markdown_table
 from colddiff.images import save_png
 from colddiff.plots import curves
 from colddiff.state import init_state
-from colddiff.train import load_train_images, make_train_step, train_batches
+from colddiff.train import make_train_step
 
 DTYPES = ("float32", "bfloat16")
 SMOOTHED = 20  # steps whose mean is one point of a curve

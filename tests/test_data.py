@@ -7,6 +7,7 @@ import itertools
 import os
 import struct
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -128,6 +129,33 @@ def test_unreadable_files_are_skipped_named_and_counted(tmp_path, caplog, cache)
         assert said.count(f"skipped the unreadable image {tmp_path}/{name}") == 1
     assert said.count("so far") == 3 and "(2 so far)" in said
     assert sum(map(len, found)) == (20 if cache else 23)
+
+
+def png_of_zeros(width, height):
+    """A grey one of a few bytes a thousand pixels, however large it is when decoded."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    packer = zlib.compressobj()
+    rows = b"".join(packer.compress(bytes(width + 1)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_small_files_of_huge_images_are_not_decoded(tmp_path, caplog):
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "bomb.png").write_bytes(png_of_zeros(8192, 8193))
+    (tmp_path / "large.png").write_bytes(png_of_zeros(4096, 4096))
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png", format="BMP")  # not what it is called
+    images = [data.load(f"folder:{tmp_path}", s, size=4, channels=3) for s in data.SPLITS]
+    assert sum(map(len, images)) == 3  # a, b and large
+    said = "\n".join(warnings_of(caplog))
+    assert "bomb.png" in said and "8192 × 8193 pixels; at most 67108864" in said
+    assert "c.png" in said and "large.png" not in said
 
 
 def test_the_first_so_many_are_readable_ones(tmp_path):

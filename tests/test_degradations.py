@@ -20,9 +20,9 @@ from colddiff import data
 from colddiff.build import build
 from colddiff.degradations import DEGRADATIONS, compose, linear, split
 from colddiff.evaluate import degrade_at
+from colddiff.examples import make_example
 from colddiff.images import from_uint8
 from colddiff.samplers import image_keys, tacos, times_between
-from colddiff.train import make_example
 from configs.swirl_digits import swirl
 
 SIZE, T = 32, 12

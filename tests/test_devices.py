@@ -34,7 +34,7 @@ def test_what_is_split_stays_split_and_the_rest_is_copied():
     bank = split_rows(rows, mesh)
     assert bank.shape == (12, 2) and np.array_equal(bank[:10], rows) and not bank[10:].any()
     assert [shard.data.shape for shard in bank.addressable_shards] == [(3, 2)] * 4
-    half = Mesh(mesh.devices[:2], ("data",))
+    half = Mesh(mesh.devices[:2], mesh.axis_names)
     elsewhere = split_rows(rows, half)
     tree = {"bank": bank, "table": rows, "array": jnp.ones(3), "elsewhere": elsewhere}
     placed = replicate(tree, mesh)

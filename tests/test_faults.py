@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,20 +12,23 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_FLAGS, command, environment, run_main
+from PIL import Image
+from tensorboard_events import read_scalars
 
-from colddiff import checkpoint, inference
+from colddiff import checkpoint, data, inception, inference
 from colddiff.devices import create_mesh
+from colddiff.errors import UserError
+from colddiff.examples import load_train_images
 from colddiff.state import init_state
+from colddiff.train import train
 
-STEPS = 60
+STEPS, KILLS, IN_SAVES = 600, 25, 5
 FLAGS = (
-    "--config=configs/blur_digits.py",
+    *TINY_FLAGS,
     "--mode=train",
-    "--config.train.batch_size=8",
     f"--config.train.num_steps={STEPS}",
-    "--config.train.checkpoint_every=5",
+    "--config.train.checkpoint_every=10",
     "--config.train.log_every=1",
-    "--config.train.sample_every=0",
 )
 
 
@@ -36,39 +40,269 @@ def final_state(workdir):
         return jax.tree.leaves(checkpoint.restore_state(manager, like, STEPS))
 
 
-def train_until_killed(workdir, step, seconds):
-    """Starts or continues training, and kills it `seconds` after it has logged `step`."""
-    with subprocess.Popen(
-        command(*FLAGS, f"--workdir={workdir}"),
+def started(*args):
+    return subprocess.Popen(
+        command(*args),
         cwd=ROOT,
         env=environment(),
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        reached = -1
-        while reached < step:
-            line = process.stderr.readline()
-            assert line, "it ended before it was killed"
-            reached = int((re.findall(rf"train (\d+)/{STEPS}", line) or [-1])[0])
+    )
+
+
+def wait_for(process, text, count=1):
+    """Reads its stderr until `text` has come so many times."""
+    for line in process.stderr:
+        count -= text in line
+        if not count:
+            return
+    raise AssertionError(f"it ended before it said {text!r}")
+
+
+def kill_in_training(workdir, text, count, seconds):
+    """Trains on, and kills it `seconds` after `text` has come; whether that was during a save."""
+    with started(*FLAGS, f"--workdir={workdir}") as process:
+        wait_for(process, text, count)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    return any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
 
 
 @pytest.mark.slow
-def test_killed_three_times_and_resumed_is_bit_identical(tmp_path):
-    done = run_main(*FLAGS, f"--workdir={tmp_path / 'whole'}")
+def test_killed_25_times_and_resumed_is_bit_identical(tmp_path):
+    """At random moments and, at least five times, in the middle of a save."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run_main(*FLAGS, f"--workdir={whole}")
     assert done.returncode == 0, done.stderr
     moments = random.Random(time.time_ns())
-    for low, high in ((1, 19), (21, 34), (41, 54)):
-        step, seconds = moments.randint(low, high), moments.uniform(0, 0.3)
-        logging.warning("killing %.3f s after step %d", seconds, step)  # shown if the test fails
-        train_until_killed(tmp_path / "killed", step, seconds)
-    done = run_main(*FLAGS, f"--workdir={tmp_path / 'killed'}")
+    kills, in_saves = 0, 0
+    while kills < KILLS or in_saves < IN_SAVES:
+        saves = kills % 2 == 0
+        text, count = ("saving checkpoint", 2) if saves else ("train ", moments.randint(1, 30))
+        seconds = moments.uniform(0, 0.05) if saves else moments.uniform(0, 0.2)
+        logging.warning("kill %d: %.3f s after %r × %d", kills, seconds, text, count)  # if it fails
+        in_saves += kill_in_training(killed, text, count, seconds)
+        kills += 1
+        assert kills < 2 * KILLS, f"only {in_saves} kills met a save"
+    done = run_main(*FLAGS, f"--workdir={killed}")
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stderr
-    for a, b in zip(*(final_state(tmp_path / w) for w in ("whole", "killed")), strict=True):
+    for a, b in zip(*map(final_state, (whole, killed)), strict=True):
         assert np.array_equal(a, b)
+    # Every step's loss, which its batch decides: each is there, and it is the same.
+    found, expected = (read_scalars(w / "tensorboard", "train/loss") for w in (killed, whole))
+    assert list(expected) == list(range(1, STEPS + 1)) and found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = (*FLAGS, "--config.train.checkpoint_every=1000")
+    with started(*flags, f"--workdir={stopped}") as process:
+        wait_for(process, "train 20/")
+        process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and time.monotonic() - began < 15, err
+    step = int(re.search(r"stopped at step (\d+); the same command goes on", err)[1])
+    assert f"{number.name}: saving, then ending" in err
+    done = run_main(*flags, f"--workdir={stopped}")
+    assert done.returncode == 0 and f"going on from step {step} " in done.stderr, done.stderr
+    assert run_main(*flags, f"--workdir={whole}").returncode == 0
+    for a, b in zip(*map(final_state, (whole, stopped)), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(tmp_path):
+    """While the first is waiting for a step that takes long: this one is being compiled."""
+    with started(*FLAGS, f"--workdir={tmp_path}") as process:
+        wait_for(process, "parameters: ")
+        process.send_signal(signal.SIGTERM)
+        wait_for(process, "once more ends at once")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == -signal.SIGTERM
+
+
+def damage(path, how):
+    """Cuts every file below `path` in half, or deletes all of it."""
+    if how == "deleted":
+        shutil.rmtree(path)
+        return
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("how", ["truncated", "deleted"])
+@pytest.mark.parametrize("part", ["config", "state", "ema_params"])
+def test_a_damaged_checkpoint_is_passed_over(trained, config, part, how, tmp_path, caplog):
+    """Training goes on from the one before it, and makes it anew; what is damaged is kept aside."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    damage(workdir / "checkpoints" / "8" / part, how)
+    config.train.num_steps = 9
+    config.train.lr_schedule = "constant"
+    caplog.set_level(logging.INFO)
+    assert train(config, workdir)
+    said = caplog.text
+    assert f"{workdir}/checkpoints/8 cannot be read" in said and "going on from step 6" in said
+    assert f"moved checkpoint 8 to {workdir}/damaged/8" in said
+    assert (workdir / "damaged" / "8").is_dir()
+    assert inference.load(workdir).step == 9
+
+
+def test_without_a_good_checkpoint_nothing_is_touched(trained, config, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    for step in (3, 6, 8):
+        damage(workdir / "checkpoints" / str(step) / "state", "truncated")
+    before = sorted(workdir.rglob("*"))
+    config.train.num_steps = 9
+    with pytest.raises(UserError, match="checkpoints/8 cannot be read"):
+        train(config, workdir)
+    assert {p for p in before if "checkpoints" in p.parts} <= set(workdir.rglob("*"))
+
+
+def test_a_diverged_run_names_the_step_and_keeps_its_images(config, tmp_path):
+    """The images are those of that step; the checkpoint from before stays the last."""
+    config.train.learning_rate = 1e15
+    config.train.log_every, config.train.checkpoint_every = 4, 1
+    with pytest.raises(UserError, match="the training diverged at step") as error:
+        train(config, tmp_path)
+    step = int(re.search(r"at step (\d+)", str(error.value))[1])
+    with np.load(tmp_path / "diverged" / f"{step:07d}.npz") as kept:
+        images = load_train_images(config)
+        [expected] = data.batches(images, 8, seed=config.seed, start=step - 1, stop=step)
+        np.testing.assert_array_equal(kept["images"], expected)
+    assert Image.open(tmp_path / "diverged" / f"{step:07d}.png").width > 16
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert (manager.latest_step() or 0) == step - 1
+
+
+def test_other_images_are_refused(config, tmp_path):
+    """One was replaced by another of its name while the run was away."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(20):
+        Image.new("L", (16, 16), i).save(folder / f"{i:02d}.png")
+    config.data.source, config.eval.num_images = f"folder:{folder}", 0
+    assert train(config, tmp_path / "run")
+    config.train.num_steps = 9
+    config.train.lr_schedule = "constant"
+    Image.effect_noise((16, 16), 50).save(folder / "07.png")
+    with pytest.raises(UserError, match=r"(?s)not those that .* began with.*or delete .*data.json"):
+        train(config, tmp_path / "run")
+    assert inference.load(tmp_path / "run").step == 8
+    (tmp_path / "run" / "data.json").unlink()
+    assert train(config, tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 12 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_earlier_checkpoints_stay(small_disk):
+    flags = (*FLAGS, "--config.train.checkpoints_kept=1000", "--config.train.checkpoint_every=5")
+    done = run_main(*flags, f"--workdir={small_disk}")
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"colddiff: .*[Nn]o space left", done.stderr), done.stderr
+    with checkpoint.open_manager(small_disk) as manager:
+        last = manager.latest_step()
+    assert last >= 5 and inference.load(small_disk).step == last
+
+
+def write_bad_inputs(folder):
+    """Files that are not what they are called."""
+    (folder / "images" / "a").mkdir(parents=True)
+    for name in ("0.png", "1.png"):
+        (folder / "images" / name).write_text("no image")
+        (folder / "images" / "a" / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "syntax.py").write_text("def get_config():\n    return = 3\n")
+    (folder / "fails.py").write_text("def dim(*, num_steps):\n    raise KeyError('x')\n")
+    cache = folder / "cache"
+    cache.mkdir()
+    (cache / inception.FILE).write_bytes(b"PK\x03\x04 no weights")
+
+
+MALFORMED = {  # flags, what is said
+    "flag": (["--workdr=x"], "Unknown command line flag 'workdr'"),
+    "mode": (["--mode=trian"], "should be one of <train_and_evaluate|train|"),
+    "argument": (["extra"], "unexpected argument 'extra'"),
+    "steps": (["--mode=evaluate", "--steps=5,x"], "--steps: 'x' must be a whole number"),
+    "step": (["--mode=evaluate", "--step=99"], "has no checkpoint of step 99; there are [4]"),
+    "seeds": (["--mode=generate", "--seeds=9-0"], "--seeds='9-0' must be like 0-9999"),
+    "hosts": (["--num_hosts=2"], "--num_hosts and --host need --coordinator"),
+    "config file": (["--config=configs/nothing.py"], "configs/nothing.py"),
+    "config syntax": (["--config={bad}/syntax.py"], "syntax.py:2: SyntaxError"),
+    "config field": (["--config.train.num_stepz=3"], 'Did you mean "num_steps"'),
+    "config type": (["--config.train.num_steps=many"], "invalid literal for int()"),
+    "config number": (["--config.train.batch_size=0"], "config.train.batch_size=0 must"),
+    "config name": (["--config.degradation.name=fog"], "unknown degradation 'fog'; valid: "),
+    "config function": (["--config.degradation.name={bad}/fails.py:dim"], "fails.py"),
+    "config mesh": (["--config.mesh.fsdp=3"], "config.mesh.fsdp=3 must divide the 1 devices"),
+    "another run": (["--config.seed=7"], "holds a run of another config:\n  seed: 0 there, 7 here"),
+    "image size": (["--mode=degrade", "--config.data.image_size=31"], "takes multiples of 2"),
+    "no folder": (["--mode=degrade", "--config.data.source=folder:no/such"], "no folder no/such"),
+    "images": (
+        ["--mode=degrade", "--config.data.source=folder:{bad}/images"],
+        "images can be read",
+    ),
+    "generated": (["--mode=compare", "--folder=a={bad}/images/a"], "images/a/0.png"),
+    "weights": (["--mode=evaluate", "--config.eval.features=('inception',)"], inception.FILE),
+    "workdir": (["--workdir=/dev/null/x"], "Not a directory"),
+}
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("short")
+    done = run_main(*SHORT, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+SHORT = (*TINY_FLAGS, "--config.train.num_steps=4")
+
+
+def contents(workdir):
+    return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_input_ends_clearly_and_changes_nothing(what, short_run, tmp_path, monkeypatch):
+    flags, message = MALFORMED[what]
+    write_bad_inputs(tmp_path)
+    monkeypatch.setenv("COLDDIFF_CACHE", str(tmp_path / "cache"))
+    before = contents(short_run)
+    flags = [flag.replace("{bad}", str(tmp_path)) for flag in flags]
+    done = run_main(*SHORT, f"--workdir={short_run}", *flags)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("colddiff: ") == 1
+    assert contents(short_run) == before
+
+
+@pytest.mark.slow
+def test_after_all_of_it_the_run_goes_on(short_run):
+    done = run_main(*SHORT, "--mode=train", "--config.train.num_steps=6", f"--workdir={short_run}")
+    assert done.returncode == 0 and "going on from step 4" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

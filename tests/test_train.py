@@ -17,10 +17,11 @@ from colddiff import checkpoint, evaluate, inference
 from colddiff.build import build
 from colddiff.devices import create_mesh
 from colddiff.errors import UserError
+from colddiff.examples import make_example
 from colddiff.images import to_uint8
 from colddiff.samplers import image_keys
 from colddiff.state import init_state
-from colddiff.train import make_example, make_train_step, train
+from colddiff.train import make_train_step, train
 
 
 def equal(a, b):
@@ -340,7 +341,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     config = tiny_config()
     config.train.learning_rate = 1e30
     config.train.checkpoint_every = 1
-    with pytest.raises(UserError, match=r"diverged by step 1: .*(nan|inf)"):
+    with pytest.raises(UserError, match=r"diverged at step 1: .*(nan|inf)"):
         train(config, tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint"):
         inference.load(tmp_path)

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# A TPU pod slice on Google Cloud, from nothing to a trained run:
+#
+#     launch/tpu_pod.sh create                  asks for the slice
+#     launch/tpu_pod.sh install                 this repository's last commit and its packages, on all workers
+#     launch/tpu_pod.sh run --config configs/blur_celeba.py --workdir gs://... or /mnt/...
+#     launch/tpu_pod.sh log                     follows the first worker's log
+#     launch/tpu_pod.sh stop                    saves, then ends; the same `run` goes on
+#     launch/tpu_pod.sh delete                  gives the slice back: it costs money until then
+#
+# Needs gcloud, logged in, with a project that has TPU quota. Set TPU_NAME and ZONE; for create also
+# ACCELERATOR (v4-32, say) and VERSION (the runtime, tpu-ubuntu2204-base, say). The workdir must be one
+# that all workers see: a mounted disk or bucket. Arguments of `run` go to colddiff.main.
+set -euo pipefail
+: "${TPU_NAME:?the name of the slice}" "${ZONE:?such as us-central2-b}"
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+on() { # WORKER COMMAND
+  gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker="$1" --command="$2"
+}
+
+verb=${1:-}
+shift || true
+case $verb in
+  create)
+    gcloud compute tpus tpu-vm create "$TPU_NAME" --zone="$ZONE" \
+      --accelerator-type="${ACCELERATOR:?such as v4-32}" --version="${VERSION:?such as tpu-ubuntu2204-base}" "$@"
+    ;;
+  install)
+    archive=$(mktemp -d)
+    trap 'rm -rf "$archive"' EXIT
+    git -C "$here" archive --format=tar.gz -o "$archive/colddiff.tar.gz" HEAD
+    gcloud compute tpus tpu-vm scp "$archive/colddiff.tar.gz" "$TPU_NAME:" --zone="$ZONE" --worker=all
+    on all 'mkdir -p colddiff && tar xzf colddiff.tar.gz -C colddiff && cd colddiff &&
+      bash -c ". launch/environment.sh && make_environment requirements-tpu.txt"'
+    ;;
+  run)
+    arguments=
+    (($#)) && arguments=$(printf '%q ' "$@")
+    on all "cd colddiff && nohup .venv/bin/python -m colddiff.main --coordinator=auto $arguments \
+      >> ~/colddiff.log 2>&1 < /dev/null & sleep 1"
+    ;;
+  log) on 0 'tail -n 100 -F ~/colddiff.log' ;;
+  stop) on all "pkill -TERM -f '[c]olddiff.main'" ;;
+  delete) gcloud compute tpus tpu-vm delete "$TPU_NAME" --zone="$ZONE" "$@" ;;
+  *)
+    sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,289 @@
+"""Several processes on this machine, as several hosts would be; and states shared among devices.
+
+Every process is real, and joins the others over the loopback.
+"""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, TINY_FLAGS, command, environment, run_main
+from jax.sharding import PartitionSpec
+from tensorboard_events import read_scalars
+
+from colddiff import checkpoint, inference
+from colddiff.build import build
+from colddiff.devices import create_mesh, shared
+from colddiff.errors import UserError
+from colddiff.state import init_state
+
+FLAGS = (
+    *TINY_FLAGS,
+    "--config.train.num_steps=50",
+    "--config.train.log_every=1",
+    "--config.train.checkpoint_every=25",
+)
+
+
+def start_hosts(count, *args, devices=2):
+    """So many processes of one run, with so many devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = (f"--coordinator=127.0.0.1:{port}", f"--num_hosts={count}")
+    return [
+        subprocess.Popen(
+            command(*args, *joined, f"--host={host}"),
+            cwd=ROOT,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(count)
+    ]
+
+
+def run_hosts(count, *args, devices=2):
+    """Runs them to their end; stdout and stderr of each."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(p) for p in start_hosts(count, *args, devices=devices)]
+        try:
+            said = [p.communicate(timeout=300) for p in processes]
+        finally:
+            for p in processes:
+                p.kill()
+    for p, (_, err) in zip(processes, said, strict=True):
+        assert p.returncode == 0, err
+    return said
+
+
+def losses(workdir):
+    """Of every step, in full precision."""
+    found = read_scalars(workdir / "tensorboard", "train/loss")
+    assert list(found) == list(range(1, 51))
+    return np.array(list(found.values()))
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """50 steps on one device: what all others are measured by."""
+    workdir = tmp_path_factory.mktemp("one")
+    done = run_main(*FLAGS, "--mode=train", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_trains_the_same(one_device, devices, tmp_path):
+    done = run_main(*FLAGS, "--mode=train", f"--workdir={tmp_path}", devices=devices)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_states_shared_by_eight_devices_train_the_same(one_device, tmp_path):
+    done = run_main(
+        *FLAGS, "--mode=train", "--config.mesh.fsdp=8", f"--workdir={tmp_path}", devices=8
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory):
+    """The run of two hosts with two devices each, and what they said."""
+    workdir = tmp_path_factory.mktemp("two")
+    return workdir, run_hosts(2, *FLAGS, "--config.train.sample_every=25", f"--workdir={workdir}")
+
+
+@pytest.mark.slow
+def test_two_hosts_train_the_same_and_one_of_them_tells(one_device, two_hosts):
+    workdir, [(out, err), (other_out, other_err)] = two_hosts
+    np.testing.assert_allclose(losses(workdir), losses(one_device), rtol=1e-5)
+    assert "2 hosts, 4 devices" in err and "| Degraded (xT) |" in out
+    assert "|" not in other_out and "train" not in other_err
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert {p.name for p in (workdir / "samples").iterdir()} == {"0000025.png", "0000050.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_a_checkpoint_of_two_hosts_goes_on_on_any_devices(one_device, two_hosts, devices, tmp_path):
+    workdir, _ = two_hosts
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "50")
+    done = run_main(*FLAGS, "--mode=train", f"--workdir={tmp_path}", devices=devices)
+    assert done.returncode == 0 and "going on from step 25" in done.stderr, done.stderr
+    np.testing.assert_allclose(losses(tmp_path)[25:], losses(one_device)[25:], rtol=1e-5)
+    t4 = jnp.full(4, 6)
+    runs = [inference.load(w) for w in (tmp_path, one_device)]
+    xT = jax.random.uniform(jax.random.key(0), (4, *runs[0].experiment.image_shape), minval=-1)
+    # Not the parameters: Adam takes steps of one size for gradients that are nothing but rounding.
+    np.testing.assert_allclose(*(run.restore(run.params, xT, t4) for run in runs), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_hosts_score_and_generate_as_one_does(generator, tmp_path):
+    """Scores to rounding, generated images bit for bit: they do not depend on the devices."""
+    found = {}
+    for name, hosts in (("one", 1), ("two", 2)):
+        workdir = shutil.copytree(generator, tmp_path / name)
+        run_hosts(hosts, f"--workdir={workdir}", "--mode=evaluate")
+        flags = ("--mode=generate", "--seeds=0-9", f"--output={workdir}/images")
+        run_hosts(hosts, f"--workdir={workdir}", *flags)
+        report = json.loads(next(workdir.glob("evaluation/*/report.json")).read_text())
+        scores = [[row["rmse"], row["ssim"]] for row in report["rows"]]
+        found[name] = scores, [p.read_bytes() for p in sorted((workdir / "images").glob("0*.png"))]
+    np.testing.assert_allclose(found["one"][0], found["two"][0], rtol=1e-4)
+    assert len(found["one"][1]) == 10 and found["one"][1] == found["two"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_told_host_stops_all_at_the_same_step(number, tmp_path):
+    flags = (*FLAGS, "--mode=train", "--config.train.num_steps=100000", f"--workdir={tmp_path}")
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(p) for p in start_hosts(2, *flags))
+        try:
+            wait_for(first, "train 3/")
+            second.send_signal(number)
+            began = time.monotonic()
+            (_, err), (_, other) = (p.communicate(timeout=60) for p in (first, second))
+        finally:
+            first.kill()
+            second.kill()
+    assert first.returncode == second.returncode == 0, err + other
+    assert time.monotonic() - began < 30
+    stopped = int(re.search(r"stopped at step (\d+)", err)[1])
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.latest_step() == stopped
+    assert f"{number.name}: saving, then ending" in other
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_ends_the_other(tmp_path):
+    flags = (*FLAGS, "--mode=train", "--config.train.num_steps=100000", f"--workdir={tmp_path}")
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(p) for p in start_hosts(2, *flags))
+        try:
+            wait_for(first, "train 3/")
+            second.kill()
+            _, err = first.communicate(timeout=150)
+        finally:
+            first.kill()
+            second.kill()
+    assert first.returncode not in (0, -signal.SIGKILL), err
+
+
+def local_processes(*args):
+    """launch/local_processes.sh with two processes."""
+    return subprocess.Popen(
+        ["launch/local_processes.sh", "2", *args],
+        cwd=ROOT,
+        env=environment(2) | {"COLDDIFF_VENV": sys.prefix},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_script_for_processes_on_this_machine(tmp_path):
+    """It trains, hands a signal on, and ends with the code of the process that failed."""
+    flags = (*FLAGS, "--mode=train", f"--workdir={tmp_path}")
+    with local_processes(*flags, "--config.train.num_steps=100000") as script:
+        wait_for(script, "train 3/")
+        script.send_signal(signal.SIGTERM)
+        _, err = script.communicate(timeout=60)
+        assert script.returncode == 0 and "stopped at step" in err, err
+    with local_processes(*flags, "--config.train.batch_size=6") as script:
+        _, err = script.communicate(timeout=120)
+        assert script.returncode == 2 and "cannot be shared by 4 devices; use 4 or 8" in err, err
+
+
+def wait_for(process, text):
+    """Reads its stderr until a line has that text."""
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"it ended before it said {text!r}")
+
+
+def bytes_per_device(state):
+    return max(
+        sum(leaf.addressable_shards[i].data.nbytes for leaf in jax.tree.leaves(state))
+        for i in range(jax.local_device_count())
+    )
+
+
+def test_devices_share_a_state(config):
+    """Of four devices each holds little more than a quarter: what cannot be split is small."""
+    config.mesh.fsdp = 4
+    experiment = build(config)
+    whole, parts = (init_state(experiment, create_mesh(n)) for n in (1, 4))
+    assert bytes_per_device(parts) < bytes_per_device(whole) / 3.5
+    for a, b in zip(*map(jax.tree.leaves, (whole, parts)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    tree = {"a": jnp.zeros((4, 3, 8)), "b": jnp.zeros((3, 5)), "c": jnp.zeros(())}
+    specs = {name: sharding.spec for name, sharding in shared(tree, create_mesh(4)).items()}
+    assert specs == {
+        "a": PartitionSpec(None, None, "fsdp"),
+        "b": PartitionSpec(),
+        "c": PartitionSpec(),
+    }
+
+
+@pytest.mark.slow
+def test_eight_devices_hold_less_than_a_sixth_each():
+    """Of the demo's state, as the shards of its arrays say."""
+    code = """
+import jax
+from colddiff.build import build
+from colddiff.devices import create_mesh
+from colddiff.state import init_state
+from configs import blur_digits
+experiment = build(blur_digits.get_config())
+for fsdp in (1, 8):
+    leaves = jax.tree.leaves(init_state(experiment, create_mesh(fsdp)))
+    devices = jax.local_devices()
+    held = {d: sum(s.data.nbytes for x in leaves for s in x.addressable_shards if s.device == d)
+            for d in devices}
+    print(max(held.values()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(8), capture_output=True, text=True
+    )
+    whole, parts = map(int, done.stdout.split())
+    assert whole > 4 * 4 * 1_000_000 and parts <= whole / 6, done.stdout
+
+
+def test_devices_that_cannot_be_divided():
+    with pytest.raises(
+        UserError, match=r"mesh.fsdp=3 must divide the 4 devices: one of \[1, 2, 4\]"
+    ):
+        create_mesh(3)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num_hosts=2"], "--num_hosts and --host need --coordinator=ADDRESS:PORT"),
+        (["--coordinator=a:1", "--num_hosts=2", "--host=2"], "needs --num_hosts=N and --host in"),
+        (["--coordinator=auto"], "cannot join the other hosts: .*give --coordinator=ADDRESS:PORT"),
+    ],
+)
+def test_wrong_hosts(args, message, tmp_path):
+    done = run_main("--config=configs/blur_digits.py", f"--workdir={tmp_path}", *args)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
