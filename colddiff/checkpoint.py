@@ -82,9 +82,8 @@ def last_step(workdir: Path, config: ConfigDict) -> int:
     with open_manager(workdir) as manager:
         steps, unreadable = sorted(manager.all_steps(), reverse=True), None
         for step in steps:
-            try:
-                saved = restore_config(manager, step)
-            except UserError as error:
+            saved, error = _tried(lambda step=step: restore_config(manager, step))
+            if error is not None:
                 unreadable = unreadable or error
                 continue
             check_same(SAME_RUN, saved, config, workdir)
@@ -119,10 +118,10 @@ def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState
     """
     damaged: list[tuple[int, UserError]] = []
     for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            restore_config(manager, step)  # it must be whole
-            state = restore_state(manager, like, step)
-        except UserError as error:
+        _, error = _tried(lambda step=step: restore_config(manager, step))  # it must be whole
+        if error is None:
+            state, error = _tried(lambda step=step: restore_state(manager, like, step))
+        if error is not None:
             damaged.append((step, error))
             continue
         for wrong, error in damaged:
@@ -130,6 +129,18 @@ def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState
             _set_aside(manager, wrong)
         return state
     raise damaged[0][1]
+
+
+def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
+    """What it reads, or why it cannot; all hosts get the one or the other."""
+    found, error = None, None
+    try:
+        found = read()
+    except UserError as wrong:
+        error = wrong
+    if not all_hosts(error is None) and error is None:
+        error = UserError("another host cannot read the checkpoint; see what it says")
+    return found, error
 
 
 def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:

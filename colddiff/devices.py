@@ -6,6 +6,8 @@ its part of a batch (`to_mesh`). What is split and what is copied is decided by 
 """
 
 import os
+import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,8 +34,11 @@ def join_hosts(
     Raises:
       UserError: the others do not answer, or nothing in the environment says where they are.
     """
+    # JAX's own would swallow SIGTERM; see `colddiff.stop`.
+    jax.config.update("jax_enable_preemption_service", False)
+    detection = None if coordinator is None else "deactivate"
     try:
-        jax.distributed.initialize(coordinator, num_hosts, host)
+        jax.distributed.initialize(coordinator, num_hosts, host, cluster_detection_method=detection)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot join the other hosts: {first_line(error)}. Without SLURM, Open MPI, GKE or a "
@@ -60,6 +65,26 @@ def all_hosts(yes: bool) -> bool:
     if jax.process_count() == 1:
         return yes
     return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
+def check_shared(folder: Path) -> None:
+    """Refuses a folder that not all hosts see; each of them must ask.
+
+    Raises:
+      UserError: it is not the same folder for all.
+    """
+    if jax.process_count() == 1:
+        return
+    token = folder / f"hosts-{from_first_host(np.array(time.time_ns() % 2**31, np.int32))}"
+    if is_first_host():
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    all_hosts(True)  # wait for it
+    seen = all_hosts(token.exists())
+    if is_first_host():
+        token.unlink()
+    if not seen:
+        raise UserError(f"{folder} is not the same for all hosts: give one that all of them share")
 
 
 def from_first_host(value: np.ndarray) -> np.ndarray:
@@ -153,9 +178,12 @@ def to_mesh(rows: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
 
 def to_host(tree: Any) -> Any:
     """NumPy arrays of the whole arrays, on every host; each of them must ask."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def fetch(leaf):
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        return np.asarray(leaf) if whole else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def host_rows(what: str, batch_size: int, mesh: Mesh) -> slice:

@@ -4,6 +4,7 @@ The order is of `colddiff.data.batches`, a function of the seed and the step alo
 random is drawn on the device, in the train step (`make_example`).
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from ml_collections import ConfigDict
 from colddiff import data
 from colddiff.build import Experiment
 from colddiff.degradations import Degrade
-from colddiff.devices import host_rows, is_first_host, to_mesh
+from colddiff.devices import all_hosts, host_rows, is_first_host, to_mesh
 from colddiff.errors import UserError
 from colddiff.files import read_json, whole, write_json
 from colddiff.images import from_uint8, mosaic, save_png
+
+_LOOKED_AT = 64  # images whose pixels tell whether they are still the same
 
 
 def make_example(
@@ -71,17 +74,22 @@ def check_data(config: ConfigDict, images: data.Images, workdir: Path) -> None:
     """
     settings, path = config.data, workdir / "data.json"
     found = data.fingerprint(settings.source, settings.train_split, settings.channels)
-    found |= {"images": len(images)}
+    some = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).round().astype(int))
+    pixels = hashlib.sha256(b"".join(images[i].tobytes() for i in some.tolist()))
+    found |= {"images": len(images), "pixels of some": pixels.hexdigest()}
+    if is_first_host() and not path.exists():
+        write_json(path, found)
+    all_hosts(True)  # wait for it
     began = read_json(path)
-    if began is not None and began != found:
+    if not all_hosts(began == found):
+        began = began or {}
         tell = [f"{k}: {began.get(k)} then, {found.get(k)} now" for k in sorted(began | found)]
         differences = "\n  ".join(tell)
         raise UserError(
-            f"the training images are not those that {workdir} began with:\n  {differences}\n"
+            f"the training images, here or on another host, are not those that {workdir} began "
+            f"with:\n  {differences}\n"
             f"Bring them back, use another --workdir, or delete {path} to go on with these"
         )
-    if began is None and is_first_host():
-        write_json(path, found)
 
 
 def load_train_images(config: ConfigDict) -> data.Images:

@@ -142,7 +142,7 @@ def _digest(tree: Any) -> str:
     """SHA-256 of all arrays of a pytree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(to_host(leaf).tobytes())
     return digest.hexdigest()
 
 

@@ -174,6 +174,10 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
 def _workdirs() -> list[str]:
     """What --workdir says; only to evaluate can they be several."""
     text = _WORKDIR.value
+    if "://" in text:
+        raise UserError(
+            f"--workdir={text} must be a folder; mount the bucket, and give where it is"
+        )
     return text.split(",") if _MODE.value == "evaluate" else [text]
 
 

@@ -18,12 +18,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stop:
     """Notes SIGTERM and SIGINT while it is open; a second one ends the process at once.
 
+    Attributes:
+      noted: this process was told to stop.
+
     A context manager. Only Python's main thread gets signals: elsewhere nothing is ever noted.
     """
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._noted = False
+        self.noted = False
         self._asked: jax.Array | None = None
         self._before: dict[int, object] = {}
         self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
@@ -43,7 +46,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = True
+        self.noted = True
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
@@ -55,7 +58,7 @@ class Stop:
         Of several hosts it is the answer to the question before, which the devices have by now.
         """
         if jax.process_count() == 1:
-            return self._noted
-        mine = np.full(jax.local_device_count(), self._noted)
+            return self.noted
+        mine = np.full(jax.local_device_count(), self.noted)
         before, self._asked = self._asked, self._any(to_mesh(mine, self._mesh, 0))
         return before is not None and bool(before)

@@ -25,6 +25,7 @@ from colddiff.build import Experiment, build
 from colddiff.degradations import Degrade
 from colddiff.devices import (
     all_hosts,
+    check_shared,
     create_mesh,
     host_rows,
     is_first_host,
@@ -138,6 +139,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     mesh = create_mesh(config.mesh.fsdp)
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
+    check_shared(workdir)
     start = checkpoint.last_step(workdir, config)
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
@@ -167,7 +169,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             start = int(state.step)
             logging.info("going on from step %d of %s", start, workdir)
         batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
-        return _loop(experiment, mesh, state, batches, pictured, truth, manager, stop, workdir)
+        finished = _loop(experiment, mesh, state, batches, pictured, truth, manager, stop, workdir)
+    return finished and all_hosts(not stop.noted)  # which may have come while the last was saved
 
 
 def _loop(

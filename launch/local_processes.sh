@@ -19,10 +19,12 @@ fi
 port=${COLDDIFF_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 
 processes=()
+set -m  # each in a group of its own: Ctrl-C reaches it through this script alone, once
 for ((host = 0; host < count; host++)); do
   python -m colddiff.main "--coordinator=127.0.0.1:$port" "--num_hosts=$count" "--host=$host" "$@" &
   processes+=($!)
 done
+set +m
 tell() { kill -s "$1" "${processes[@]}" 2>/dev/null || true; }
 trap 'tell TERM' TERM
 trap 'tell INT' INT

@@ -3,14 +3,15 @@
 #
 #     launch/tpu_pod.sh create                  asks for the slice
 #     launch/tpu_pod.sh install                 this repository's last commit and its packages, on all workers
-#     launch/tpu_pod.sh run --config configs/blur_celeba.py --workdir gs://... or /mnt/...
+#     launch/tpu_pod.sh run --config configs/blur_celeba.py --workdir /mnt/runs/blur
 #     launch/tpu_pod.sh log                     follows the first worker's log
 #     launch/tpu_pod.sh stop                    saves, then ends; the same `run` goes on
 #     launch/tpu_pod.sh delete                  gives the slice back: it costs money until then
 #
 # Needs gcloud, logged in, with a project that has TPU quota. Set TPU_NAME and ZONE; for create also
 # ACCELERATOR (v4-32, say) and VERSION (the runtime, tpu-ubuntu2204-base, say). The workdir must be one
-# that all workers see: a mounted disk or bucket. Arguments of `run` go to colddiff.main.
+# that all workers see: a mounted disk or bucket. Arguments of `run` go to colddiff.main. Not yet run on a
+# real pod.
 set -euo pipefail
 : "${TPU_NAME:?the name of the slice}" "${ZONE:?such as us-central2-b}"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -37,8 +38,10 @@ case $verb in
   run)
     arguments=
     (($#)) && arguments=$(printf '%q ' "$@")
-    on all "cd colddiff && nohup .venv/bin/python -m colddiff.main --coordinator=auto $arguments \
-      >> ~/colddiff.log 2>&1 < /dev/null & sleep 1"
+    on all "cd colddiff && test -x .venv/bin/python && {
+      nohup .venv/bin/python -m colddiff.main --coordinator=auto $arguments \
+        >> ~/colddiff.log 2>&1 < /dev/null &
+    } && sleep 1"
     ;;
   log) on 0 'tail -n 100 -F ~/colddiff.log' ;;
   stop) on all "pkill -TERM -f '[c]olddiff.main'" ;;

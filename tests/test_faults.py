@@ -192,7 +192,9 @@ def test_other_images_are_refused(config, tmp_path):
     config.train.num_steps = 9
     config.train.lr_schedule = "constant"
     Image.effect_noise((16, 16), 50).save(folder / "07.png")
-    with pytest.raises(UserError, match=r"(?s)not those that .* began with.*or delete .*data.json"):
+    with pytest.raises(
+        UserError, match=r"(?s)not those that .* began with:.*or delete .*data.json"
+    ):
         train(config, tmp_path / "run")
     assert inference.load(tmp_path / "run").step == 8
     (tmp_path / "run" / "data.json").unlink()
@@ -266,6 +268,7 @@ MALFORMED = {  # flags, what is said
     "generated": (["--mode=compare", "--folder=a={bad}/images/a"], "images/a/0.png"),
     "weights": (["--mode=evaluate", "--config.eval.features=('inception',)"], inception.FILE),
     "workdir": (["--workdir=/dev/null/x"], "Not a directory"),
+    "bucket": (["--workdir=gs://bucket/run"], "must be a folder; mount the bucket"),
 }
 
 

@@ -4,6 +4,7 @@ Every process is real, and joins the others over the loopback.
 """
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY_FLAGS, command, environment, run_main
 from jax.sharding import PartitionSpec
+from PIL import Image
 from tensorboard_events import read_scalars
 
 from colddiff import checkpoint, inference
@@ -115,7 +117,10 @@ def test_two_hosts_train_the_same_and_one_of_them_tells(one_device, two_hosts):
     assert "2 hosts, 4 devices" in err and "| Degraded (xT) |" in out
     assert "|" not in other_out and "train" not in other_err
     assert len(list((workdir / "tensorboard").iterdir())) == 1
-    assert {p.name for p in (workdir / "samples").iterdir()} == {"0000025.png", "0000050.png"}
+    pictures = sorted((workdir / "samples").iterdir())
+    assert [p.name for p in pictures] == ["0000025.png", "0000050.png"]
+    assert Image.open(pictures[0]).height < 3 * 100  # of two images, each once
+    assert not list(workdir.glob("hosts-*"))
 
 
 @pytest.mark.slow
@@ -196,16 +201,17 @@ def local_processes(*args):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
 @pytest.mark.slow
 def test_the_script_for_processes_on_this_machine(tmp_path):
-    """It trains, hands a signal on, and ends with the code of the process that failed."""
+    """It trains, hands Ctrl-C on, and ends with the code of the process that failed."""
     flags = (*FLAGS, "--mode=train", f"--workdir={tmp_path}")
     with local_processes(*flags, "--config.train.num_steps=100000") as script:
         wait_for(script, "train 3/")
-        script.send_signal(signal.SIGTERM)
+        os.killpg(script.pid, signal.SIGINT)  # as a terminal does
         _, err = script.communicate(timeout=60)
         assert script.returncode == 0 and "stopped at step" in err, err
     with local_processes(*flags, "--config.train.batch_size=6") as script:
@@ -219,6 +225,32 @@ def wait_for(process, text):
         if text in line:
             return
     raise AssertionError(f"it ended before it said {text!r}")
+
+
+@pytest.mark.slow
+def test_a_state_that_hosts_share(one_device, tmp_path):
+    """No host has all of it; it is trained, saved, restored and evaluated."""
+    flags = (*FLAGS, "--config.mesh.fsdp=4", f"--workdir={tmp_path}")
+    [(out, _), _] = run_hosts(2, *flags)
+    assert "| Degraded (xT) |" in out
+    np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
+    run_hosts(2, *flags, "--config.train.num_steps=52", "--mode=train")
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.latest_step() == 52
+
+
+@pytest.mark.slow
+def test_a_signal_before_training_ends_it(tmp_path):
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(p) for p in start_hosts(2, *FLAGS, f"--workdir={tmp_path}")]
+        try:
+            wait_for(hosts[0], "2 hosts, 4 devices")
+            for p in hosts:
+                p.send_signal(signal.SIGTERM)
+            assert [p.wait(timeout=20) for p in hosts] == [-signal.SIGTERM] * 2
+        finally:
+            for p in hosts:
+                p.kill()
 
 
 def bytes_per_device(state):
