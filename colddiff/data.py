@@ -80,7 +80,7 @@ def load(
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
-    """What a split is made of: the number of files, a hash of their names and, in a folder, sizes."""
+    """What a split is made of: how many files, a hash of their names and, in a folder, sizes."""
     records = _records(source, split, channels, 0)
     digest = hashlib.sha256("\n".join(records.names).encode())
     if source.startswith("folder:"):

@@ -31,7 +31,7 @@ trap 'tell INT' INT
 
 worst=0
 while ((${#processes[@]})); do
-  sleep 0.2
+  sleep 0.2 || true # Ctrl-C ends it
   for host in "${!processes[@]}"; do
     kill -0 "${processes[$host]}" 2>/dev/null && continue
     code=0
