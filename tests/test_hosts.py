@@ -165,12 +165,12 @@ def test_one_told_host_stops_all_at_the_same_step(number, tmp_path):
             wait_for(first, "train 3/")
             second.send_signal(number)
             began = time.monotonic()
-            (_, err), (_, other) = (p.communicate(timeout=60) for p in (first, second))
+            (_, err), (_, other) = (p.communicate(timeout=120) for p in (first, second))
         finally:
             first.kill()
             second.kill()
     assert first.returncode == second.returncode == 0, err + other
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     stopped = int(re.search(r"stopped at step (\d+)", err)[1])
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.latest_step() == stopped
@@ -185,7 +185,7 @@ def test_a_host_that_dies_ends_the_other(tmp_path):
         try:
             wait_for(first, "train 3/")
             second.kill()
-            _, err = first.communicate(timeout=150)
+            _, err = first.communicate(timeout=280)
         finally:
             first.kill()
             second.kill()
@@ -212,7 +212,7 @@ def test_the_script_for_processes_on_this_machine(tmp_path):
     with local_processes(*flags, "--config.train.num_steps=100000") as script:
         wait_for(script, "train 3/")
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does
-        _, err = script.communicate(timeout=60)
+        _, err = script.communicate(timeout=120)
         assert script.returncode == 0 and "stopped at step" in err, err
     with local_processes(*flags, "--config.train.batch_size=6") as script:
         _, err = script.communicate(timeout=120)
