@@ -111,7 +111,7 @@ def save(
 
 
 def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
-    """The last state that can be read. Those after it are moved to `checkpoints/../damaged`.
+    """The last state that can be read. Those after it are moved to `WORKDIR/damaged`.
 
     Raises:
       UserError: none can be read; nothing is moved then.

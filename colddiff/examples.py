@@ -57,8 +57,7 @@ def keep_batch(config: ConfigDict, step: int, workdir: Path) -> Path:
     """Writes the images that a step trained on, as they were read, and a picture of them."""
     path = workdir / "diverged" / f"{step:07d}.npz"
     if is_first_host():
-        read = _batches(config, load_train_images(config), start=step - 1, stop=step)
-        [images] = read
+        [images] = _batches(config, load_train_images(config), start=step - 1, stop=step)
         with whole(path) as file:
             np.savez(file, images=images)
         flat = images.reshape(-1, *images.shape[2:])

@@ -210,8 +210,8 @@ def _loop(
             if step % settings.log_every == 0 or saves:
                 _log(experiment.config, writer, meter, step, metrics, workdir)
                 metrics = []
-            due = step % settings.sample_every == 0 or last if settings.sample_every else False
-            if due and not stopping:
+            pictures = settings.sample_every and not stopping
+            if pictures and (step % settings.sample_every == 0 or last):
                 run = Run(experiment, state.ema_params, step, workdir)
                 for name, picture in _pictures(run, pictured).items():
                     if is_first_host():

@@ -159,6 +159,27 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
+def start_main(*args: object, devices: int = 1) -> subprocess.Popen:
+    """Starts `python -m colddiff.main`."""
+    return subprocess.Popen(
+        command(*args),
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
+    """Reads its stderr until `text` has come in so many lines."""
+    for line in process.stderr:
+        count -= text in line
+        if not count:
+            return
+    raise AssertionError(f"it ended before it said {text!r}")
+
+
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs `python -m colddiff.main` to its end."""
     return subprocess.run(

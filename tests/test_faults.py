@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_FLAGS, command, environment, run_main
+from conftest import TINY_FLAGS, run_main, start_main, wait_for
 from PIL import Image
 from tensorboard_events import read_scalars
 
@@ -40,29 +40,9 @@ def final_state(workdir):
         return jax.tree.leaves(checkpoint.restore_state(manager, like, STEPS))
 
 
-def started(*args):
-    return subprocess.Popen(
-        command(*args),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(process, text, count=1):
-    """Reads its stderr until `text` has come so many times."""
-    for line in process.stderr:
-        count -= text in line
-        if not count:
-            return
-    raise AssertionError(f"it ended before it said {text!r}")
-
-
 def kill_in_training(workdir, text, count, seconds):
     """Trains on, and kills it `seconds` after `text` has come; whether that was during a save."""
-    with started(*FLAGS, f"--workdir={workdir}") as process:
+    with start_main(*FLAGS, f"--workdir={workdir}") as process:
         wait_for(process, text, count)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
@@ -101,7 +81,7 @@ def test_killed_25_times_and_resumed_is_bit_identical(tmp_path):
 def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     flags = (*FLAGS, "--config.train.checkpoint_every=1000")
-    with started(*flags, f"--workdir={stopped}") as process:
+    with start_main(*flags, f"--workdir={stopped}") as process:
         wait_for(process, "train 20/")
         process.send_signal(number)
         began = time.monotonic()
@@ -119,7 +99,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     """While the first is waiting for a step that takes long: this one is being compiled."""
-    with started(*FLAGS, f"--workdir={tmp_path}") as process:
+    with start_main(*FLAGS, f"--workdir={tmp_path}") as process:
         wait_for(process, "parameters: ")
         process.send_signal(signal.SIGTERM)
         wait_for(process, "once more ends at once")
@@ -173,6 +153,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(trained, config, tmp_path)
     with pytest.raises(UserError, match="checkpoints/8 cannot be read"):
         train(config, workdir)
     assert {p for p in before if "checkpoints" in p.parts} <= set(workdir.rglob("*"))
+    assert not (workdir / "damaged").exists()
 
 
 def test_a_diverged_run_names_the_step_and_keeps_its_images(config, tmp_path):

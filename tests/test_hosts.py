@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_FLAGS, command, environment, run_main
+from conftest import ROOT, TINY_FLAGS, environment, run_main, start_main, wait_for
 from jax.sharding import PartitionSpec
 from PIL import Image
 from tensorboard_events import read_scalars
@@ -43,17 +43,7 @@ def start_hosts(count, *args, devices=2):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     joined = (f"--coordinator=127.0.0.1:{port}", f"--num_hosts={count}")
-    return [
-        subprocess.Popen(
-            command(*args, *joined, f"--host={host}"),
-            cwd=ROOT,
-            env=environment(devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for host in range(count)
-    ]
+    return [start_main(*args, *joined, f"--host={host}", devices=devices) for host in range(count)]
 
 
 def run_hosts(count, *args, devices=2):
@@ -217,14 +207,6 @@ def test_the_script_for_processes_on_this_machine(tmp_path):
     with local_processes(*flags, "--config.train.batch_size=6") as script:
         _, err = script.communicate(timeout=120)
         assert script.returncode == 2 and "cannot be shared by 4 devices; use 4 or 8" in err, err
-
-
-def wait_for(process, text):
-    """Reads its stderr until a line has that text."""
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"it ended before it said {text!r}")
 
 
 @pytest.mark.slow
