@@ -297,20 +297,3 @@ def test_malformed_input_ends_clearly_and_changes_nothing(what, short_run, tmp_p
 def test_after_all_of_it_the_run_goes_on(short_run):
     done = run_main(*SHORT, "--mode=train", "--config.train.num_steps=6", f"--workdir={short_run}")
     assert done.returncode == 0 and "going on from step 4" in done.stderr, done.stderr
-
-
-@pytest.mark.slow
-def test_one_device_and_four_train_the_same(tmp_path):
-    curves = []
-    for devices in (1, 4):
-        flags = (*TINY_FLAGS, "--mode=train", "--config.train.num_steps=20")
-        done = run_main(
-            *flags,
-            "--config.train.log_every=2",
-            f"--workdir={tmp_path / str(devices)}",
-            devices=devices,
-        )
-        assert done.returncode == 0, done.stderr
-        curves.append([float(x) for x in re.findall(r"loss (\S+)", done.stderr)])
-    assert len(curves[0]) == 10 and curves[0][0] > 2 * curves[0][-1]
-    np.testing.assert_allclose(*curves, atol=3e-4)

@@ -73,6 +73,7 @@ def one_device(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
     done = run_main(*FLAGS, "--mode=train", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
+    assert losses(workdir)[0] > 2 * losses(workdir)[-1]  # it learns
     return workdir
 
 
