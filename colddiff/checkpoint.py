@@ -7,6 +7,7 @@ step (`colddiff.data.batches`). A run goes on only with the config that it was s
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ SAME_RUN = (*SAME_MODEL, "seed", "data")
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 # Where a trained model's degradation now finds what it is made of.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
+_BESIDES = 2**22  # bytes a checkpoint takes besides its arrays, at most: names, shapes, the config
 
 
 @contextmanager
@@ -47,8 +49,26 @@ def open_manager(
         create=writes,
         cleanup_tmp_directories=writes,
     )
-    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
+    manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
+    try:
         yield manager
+    finally:
+        with _writing(manager):
+            manager.close()
+
+
+@contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """A checkpoint that cannot be written, a full disk above all, is the user's error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot write a checkpoint to {manager.directory}: {first_line(error)}\n"
+            "The earlier ones stay: mend it, and give the same command again"
+        ) from error
 
 
 def _goodness(score: str) -> Callable[[dict[str, float]], float]:
@@ -99,15 +119,32 @@ def save(
     config: ConfigDict,
     scores: dict[str, float] | None = None,
 ) -> None:
-    """Starts to save `state`, with its scores; returns as soon as the devices may change it."""
+    """Starts to save `state`, with its scores; returns as soon as the devices may change it.
+
+    Raises:
+      UserError: this one or the one before cannot be written; those before stay.
+    """
     step = int(state.step)
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state.replace(ema_params=None)),
         ema_params=ocp.args.StandardSave(state.ema_params),
         config=ocp.args.JsonSave(as_json(config)),
     )
-    manager.save(step, args=items, metrics=scores)
+    with _writing(manager):
+        manager.wait_until_finished()  # for the one before, which takes its space
+        _check_space(manager, state)
+        manager.save(step, args=items, metrics=scores)
     logging.info("saving checkpoint %d", step)
+
+
+def _check_space(manager: ocp.CheckpointManager, state: TrainState) -> None:
+    """Refuses a disk that is too full: failing halfway, orbax would tell it in a thousand lines."""
+    needed = _BESIDES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(manager.directory).free
+    if not all_hosts(free >= needed):
+        raise OSError(
+            f"no space left: it takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} are free"
+        )
 
 
 def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:

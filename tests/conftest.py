@@ -182,8 +182,13 @@ def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
 
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs `python -m colddiff.main` to its end."""
+    return run_program("-m", "colddiff.main", *args, devices=devices)
+
+
+def run_program(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs Python with these arguments to its end."""
     return subprocess.run(
-        command(*args),
+        [sys.executable, *map(str, args)],
         cwd=ROOT,
         env=environment(devices),
         capture_output=True,
