@@ -17,7 +17,7 @@ from PIL import Image
 
 from colddiff import metrics
 from colddiff.devices import is_first_host
-from colddiff.errors import UserError
+from colddiff.errors import UserError, first_line
 from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
 from colddiff.files import as_json, markdown_table, read_json, write_json, write_text
 from colddiff.images import grid, save_png
@@ -170,10 +170,17 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
         raise UserError(f"{folder} holds {len(paths)} generated images; at least 2 are needed")
     images = {}
     for path in paths:
-        image = np.atleast_3d(np.asarray(Image.open(path)))
-        if image.shape != shape:
-            raise UserError(f"{path} is of shape {image.shape}; the config's data are {shape}")
-        images[int(path.stem)] = image
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                found = (image.height, image.width, len(image.getbands()))
+                if found != shape or image.mode not in ("L", "RGB"):  # not decoded: it may be huge
+                    raise UserError(
+                        f"{path} is of shape {found}, mode {image.mode}; the config's data are "
+                        f"{shape}, of 8 bits"
+                    )
+                images[int(path.stem)] = np.asarray(image).reshape(shape)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     return images
 
 

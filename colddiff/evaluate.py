@@ -8,7 +8,7 @@ and pages of the scores are the business of `colddiff.report`.
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,6 +160,7 @@ def evaluate(
     truth: Truth | None = None,
     ways: Sequence[Way] | None = None,
     counts: Sequence[int] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Report:
     """Scores the degraded images and each way to restore them.
 
@@ -170,6 +171,7 @@ def evaluate(
       ways: `ways_of` the config if None.
       counts: of how many of the first images to measure Fréchet distances as well; those of the
         config if None.
+      between: is called after each batch, as `Stop.check` wants to be.
 
     Raises:
       UserError: there are not so many images, or other settings that cannot work.
@@ -182,7 +184,7 @@ def evaluate(
         raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
     ways = ways_of(experiment) if ways is None else ways
     experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
-    rows = [_score(experiment, params, truth, way, counts) for way in (None, *ways)]
+    rows = [_score(experiment, params, truth, way, counts, between) for way in (None, *ways)]
     return Report(
         source=config.data.source,
         split=config.data.test_split,
@@ -198,7 +200,12 @@ def evaluate(
 
 
 def _score(
-    experiment: Experiment, params: Any, truth: Truth, way: Way | None, counts: Sequence[int]
+    experiment: Experiment,
+    params: Any,
+    truth: Truth,
+    way: Way | None,
+    counts: Sequence[int],
+    between: Callable[[], None],
 ) -> Row:
     """One row: the images degraded to T, restored, compared with themselves; None: not restored."""
     config, mesh, T = experiment.config, create_mesh(), experiment.T
@@ -234,6 +241,7 @@ def _score(
             if truth.spaces:
                 restored.append(to_uint8(to_host(x0_hat))[:count])
             meter.advance()
+            between()
         meter.note()
     seconds = (time.monotonic() - began) / len(images)
     distances = [

@@ -15,6 +15,10 @@ from colddiff.devices import replicated, to_mesh
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class StoppedError(Exception):
+    """Work that was left off, because the run is to stop."""
+
+
 class Stop:
     """Notes SIGTERM and SIGINT while it is open; a second one ends the process at once.
 
@@ -57,3 +61,12 @@ class Stop:
         mine = np.full(jax.local_device_count(), self.noted)
         before, self._asked = self._asked, self._any(to_mesh(mine, self._mesh, 0))
         return before is not None and bool(before)
+
+    def check(self) -> None:
+        """Leaves off what can be left off; all must ask, as for `wanted`.
+
+        Raises:
+          StoppedError: any host was told to stop.
+        """
+        if self.wanted():
+            raise StoppedError

@@ -50,7 +50,7 @@ from colddiff.metrics import SSIM_WINDOW
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
 from colddiff.state import TrainState, init_state, state_shardings, update_ema
-from colddiff.stop import Stop
+from colddiff.stop import Stop, StoppedError
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics]]
@@ -220,9 +220,13 @@ def _loop(
             if saves:
                 scores = None
                 if truth is not None and not stopping:
-                    scores = _scores(experiment, state, truth, workdir)
-                    for name, value in scores.items():
-                        writer.add_scalar(f"test/{name}", value, step)
+                    try:
+                        scores = _scores(experiment, state, truth, workdir, stop)
+                    except StoppedError:
+                        logging.warning("checkpoint %d has no scores", step)
+                        stopping = not last
+                for name, value in (scores or {}).items():
+                    writer.add_scalar(f"test/{name}", value, step)
                 writer.flush()
                 checkpoint.save(manager, state, experiment.config, scores)
             if stopping:
@@ -273,11 +277,17 @@ def _load_truth(config: ConfigDict) -> evaluate.Truth | None:
 
 
 def _scores(
-    experiment: Experiment, state: TrainState, truth: evaluate.Truth, workdir: Path
+    experiment: Experiment, state: TrainState, truth: evaluate.Truth, workdir: Path, stop: Stop
 ) -> dict[str, float]:
-    """Of the averaged parameters; added to evolution.json and its pictures."""
+    """Of the averaged parameters; added to evolution.json and its pictures.
+
+    Raises:
+      StoppedError: they took too long for a run that is to stop.
+    """
     step = int(state.step)
-    found = evaluate.evaluate(experiment, state.ema_params, step, truth=truth, counts=())
+    found = evaluate.evaluate(
+        experiment, state.ema_params, step, truth=truth, counts=(), between=stop.check
+    )
     scores = report.scores_of(found)
     path = workdir / "evolution.json"
     before = read_json(path) or {}

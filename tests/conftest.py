@@ -17,11 +17,11 @@ from colddiff.train import train
 from configs import blur_digits
 
 ROOT = Path(__file__).parent.parent
-_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+COMPILATION_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 
 os.environ["COLDDIFF_CACHE"] = str(ROOT / ".cache" / "colddiff")
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -153,7 +153,7 @@ def command(*args: object) -> list[str]:
 def environment(devices: int = 1) -> dict[str, str]:
     """For a process of our own, on so many virtual devices."""
     return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": _CACHE,
+        "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE,
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
     }

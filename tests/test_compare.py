@@ -1,5 +1,6 @@
 """Folders of images against the data: measures with known answers."""
 
+import io
 import json
 
 import numpy as np
@@ -109,6 +110,31 @@ def test_wrong_folders_are_named(config, train, tmp_path):
         compare(config, {"a": other, "b": same})
     with pytest.raises(UserError, match=r"000000.png is of shape \(8, 8, 1\); .* \(16, 16, 1\)"):
         compare(config, {"a": small})
+
+
+def deep(side):
+    """A PNG of 16 bits."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((side, side), 999, np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (lambda png: png[: len(png) // 2], "cannot be read"),
+        (lambda png: b"GIF89a" + png, "cannot be read"),
+        (lambda png: png[:16] + b"\0\1\0\0" * 2 + png[24:], "cannot be read|is of shape"),
+        (lambda png: deep(16), "mode I;16"),
+    ],
+    ids=["truncated", "no PNG", "four billion pixels", "16 bits"],
+)
+def test_damaged_images_are_named(damaged, message, config, train, tmp_path):
+    folder = write_images(tmp_path / "a", train[:3])
+    path = folder / "000001.png"
+    path.write_bytes(damaged(path.read_bytes()))
+    with pytest.raises(UserError, match=f"000001.png.*({message})"):
+        compare(config, {"a": folder})
 
 
 def test_the_same_seeds_stand_side_by_side(config, train, tmp_path, caplog):

@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_FLAGS, run_main, run_program, start_main, wait_for
+from conftest import COMPILATION_CACHE, TINY_FLAGS, run_main, run_program, start_main, wait_for
 from PIL import Image
 from tensorboard_events import read_scalars
 
@@ -94,6 +95,28 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     assert run_main(*flags, f"--workdir={whole}").returncode == 0
     for a, b in zip(*map(final_state, (whole, stopped)), strict=True):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_signal_while_checkpoints_are_scored_saves_without_scores(tmp_path):
+    flags = (
+        *FLAGS,
+        "--config.degradation.num_steps=200",
+        "--config.train.checkpoint_every=20",
+        "--config.train.scored=200",
+        "--config.train.best=tacos/rmse",
+        "--config.eval.batch_size=1",
+        "--config.eval.samplers=('tacos',)",
+    )
+    with start_main(*flags, f"--workdir={tmp_path}") as process:
+        wait_for(process, "degraded 0 200/200")
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and time.monotonic() - began < 20, err
+    assert "checkpoint 20 has no scores" in err and "tacos 200 200/200" not in err
+    assert "stopped at step 20; the same command goes on" in err
+    assert inference.load(tmp_path).step == 20
 
 
 @pytest.mark.slow
@@ -304,3 +327,62 @@ def test_malformed_input_ends_clearly_and_changes_nothing(what, short_run, tmp_p
     assert message in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("colddiff: ") == 1
     assert contents(short_run) == before
+
+
+@pytest.mark.slow
+def test_a_run_given_malformed_input_goes_on(short_run, tmp_path):
+    """Each test above sees its bytes unchanged."""
+    flags = (*SHORT, "--mode=train", "--config.train.num_steps=6")
+    workdir = shutil.copytree(short_run, tmp_path / "run")
+    done = run_main(*flags, f"--workdir={workdir}")
+    assert done.returncode == 0 and "going on from step 4" in done.stderr, done.stderr
+
+
+# Python tells of all it opens and makes; the checkpoints' arrays are written by C++ code.
+WATCHED = """
+import os, sys
+def tell(event, args):
+    makes = {"os.mkdir": args[:1], "os.rename": args[:2], "os.link": args[1:2],
+             "os.symlink": args[1:2], "os.remove": args[:1], "os.rmdir": args[:1]}
+    if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        makes[event] = args[:1]
+    for path in makes.get(event, ()):
+        if not isinstance(path, int):
+            sys.__stderr__.write(f"written: {os.path.realpath(os.fsdecode(path))}\\n")
+sys.addaudithook(tell)
+from colddiff.main import run
+run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train_and_evaluate", "generate", "compare", "degrade"])
+def test_what_a_run_writes_is_in_its_workdir(mode, generator, tmp_path, monkeypatch):
+    """Or in the caches; whatever the config's texts are."""
+    workdir, cache = tmp_path / "run", tmp_path / "cache"
+    monkeypatch.setenv("COLDDIFF_CACHE", str(cache))
+    for variable in ("TMPDIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    own = tmp_path / "of_mine.py"
+    own.write_text(
+        "def dim(*, num_steps, **rest):\n    return lambda x0, t, key: x0 * (1 - t / num_steps)\n"
+    )
+    flags = [*TINY_FLAGS, f"--config.degradation.name={own}:dim"]
+    flags += ["--config.train.num_steps=4", "--config.train.sample_every=2"]
+    flags += ["--config.train.scored=8", "--config.eval.features=('pca', 'pixels')"]
+    flags += [f"--config.data.source=folder:{tmp_path}/images/../images"]
+    if mode == "generate":
+        shutil.copytree(generator, workdir)
+        flags = ["--seeds=0-3"]
+    if mode == "compare":
+        flags.append(f"--folder=../../title={tmp_path}/images")
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        Image.new("L", (16, 16), 5 * i).save(tmp_path / "images" / f"{i:02d}.png")
+    done = run_program("-c", WATCHED, *flags, f"--mode={mode}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    written = {Path(line) for line in re.findall("written: (.*)", done.stderr)}
+    places = [workdir, cache, tmp_path / "temporary", COMPILATION_CACHE, "/dev", "/proc"]
+    assert any(path.is_relative_to(workdir) for path in written)
+    assert [p for p in written if not any(p.is_relative_to(place) for place in places)] == []
