@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import jax
@@ -159,16 +161,27 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
-def start_main(*args: object, devices: int = 1) -> subprocess.Popen:
-    """Starts `python -m colddiff.main`."""
-    return subprocess.Popen(
-        command(*args),
-        cwd=ROOT,
-        env=environment(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+@contextmanager
+def started(
+    command: Sequence[str], env: dict[str, str], end: Callable = subprocess.Popen.kill
+) -> Iterator[subprocess.Popen]:
+    """A process that `end` ends on leaving, or after five minutes: no test waits forever."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    watchdog = threading.Timer(300, end, [process])
+    watchdog.start()
+    with process:
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            end(process)
+
+
+def start_main(*args: object, devices: int = 1) -> AbstractContextManager[subprocess.Popen]:
+    """Starts `python -m colddiff.main`; ends it on leaving."""
+    return started(command(*args), environment(devices))
 
 
 def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:

@@ -86,7 +86,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
         wait_for(process, "train 20/")
         process.send_signal(number)
         began = time.monotonic()
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate()
     assert process.returncode == 0 and time.monotonic() - began < 30, err
     step = int(re.search(r"stopped at step (\d+); the same command goes on", err)[1])
     assert f"{number.name}: saving, then ending" in err
@@ -112,7 +112,7 @@ def test_a_signal_while_checkpoints_are_scored_saves_without_scores(tmp_path):
         wait_for(process, "degraded 0 200/200")
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate()
     assert process.returncode == 0 and time.monotonic() - began < 20, err
     assert "checkpoint 20 has no scores" in err and "tacos 200 200/200" not in err
     assert "stopped at step 20; the same command goes on" in err

@@ -4,15 +4,13 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, command, environment, run_main, tiny_generator_config
+from conftest import run_main, start_main, tiny_generator_config
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from PIL import Image
@@ -369,18 +367,11 @@ def test_killed_half_way_and_restarted_it_ends_with_the_same_files(workdir, tmp_
     done = run_main(*flags, f"--output={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(*flags, f"--output={killed}"),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while len(list(killed.glob("0*.png"))) < 60:
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with start_main(*flags, f"--output={killed}") as process:
+        while len(list(killed.glob("0*.png"))) < 60:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
     count = len(list(killed.glob("0*.png")))
     assert 60 <= count < 200 and not (killed / "grid.png").exists()
     done = run_main(*flags, f"--output={killed}")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_FLAGS, environment, run_main, start_main, wait_for
+from conftest import TINY_FLAGS, environment, run_main, run_program, start_main, started, wait_for
 from jax.sharding import PartitionSpec
 from PIL import Image
 from tensorboard_events import read_scalars
@@ -38,7 +38,7 @@ FLAGS = (
 
 
 def start_hosts(count, *args, devices=2):
-    """So many processes of one run, with so many devices each."""
+    """So many processes of one run, with so many devices each; each ends on leaving."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -50,11 +50,7 @@ def run_hosts(count, *args, devices=2):
     """Runs them to their end; stdout and stderr of each."""
     with ExitStack() as stack:
         processes = [stack.enter_context(p) for p in start_hosts(count, *args, devices=devices)]
-        try:
-            said = [p.communicate(timeout=300) for p in processes]
-        finally:
-            for p in processes:
-                p.kill()
+        said = [p.communicate() for p in processes]
     for p, (_, err) in zip(processes, said, strict=True):
         assert p.returncode == 0, err
     return said
@@ -152,14 +148,10 @@ def test_one_told_host_stops_all_at_the_same_step(number, tmp_path):
     flags = (*FLAGS, "--mode=train", "--config.train.num_steps=100000", f"--workdir={tmp_path}")
     with ExitStack() as stack:
         first, second = (stack.enter_context(p) for p in start_hosts(2, *flags))
-        try:
-            wait_for(first, "train 3/")
-            second.send_signal(number)
-            began = time.monotonic()
-            (_, err), (_, other) = (p.communicate(timeout=120) for p in (first, second))
-        finally:
-            first.kill()
-            second.kill()
+        wait_for(first, "train 3/")
+        second.send_signal(number)
+        began = time.monotonic()
+        (_, err), (_, other) = (p.communicate() for p in (first, second))
     assert first.returncode == second.returncode == 0, err + other
     assert time.monotonic() - began < 60
     stopped = int(re.search(r"stopped at step (\d+)", err)[1])
@@ -173,26 +165,28 @@ def test_a_host_that_dies_ends_the_other(tmp_path):
     flags = (*FLAGS, "--mode=train", "--config.train.num_steps=100000", f"--workdir={tmp_path}")
     with ExitStack() as stack:
         first, second = (stack.enter_context(p) for p in start_hosts(2, *flags))
-        try:
-            wait_for(first, "train 3/")
-            second.kill()
-            _, err = first.communicate(timeout=280)
-        finally:
-            first.kill()
-            second.kill()
+        wait_for(first, "train 3/")
+        second.kill()
+        _, err = first.communicate()
     assert first.returncode not in (0, -signal.SIGKILL), err
 
 
+# What a shell runs in its background gets no Ctrl-C; the script must, whatever runs these tests.
+INTERRUPTIBLE = """
+import os, signal, sys
+os.setsid()
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def local_processes(*args):
-    """launch/local_processes.sh with two processes."""
-    return subprocess.Popen(
-        ["launch/local_processes.sh", "2", *args],
-        cwd=ROOT,
-        env=environment(2) | {"COLDDIFF_VENV": sys.prefix},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    """launch/local_processes.sh with two processes, in a group of its own."""
+    script = ["launch/local_processes.sh", "2", *args]
+    return started(
+        [sys.executable, "-c", INTERRUPTIBLE, *script],
+        environment(2) | {"COLDDIFF_VENV": sys.prefix},
+        end=subprocess.Popen.terminate,  # it ends the two
     )
 
 
@@ -203,10 +197,10 @@ def test_the_script_for_processes_on_this_machine(tmp_path):
     with local_processes(*flags, "--config.train.num_steps=100000") as script:
         wait_for(script, "train 3/")
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does
-        _, err = script.communicate(timeout=120)
+        _, err = script.communicate()
         assert script.returncode == 0 and "stopped at step" in err, err
     with local_processes(*flags, "--config.train.batch_size=6") as script:
-        _, err = script.communicate(timeout=120)
+        _, err = script.communicate()
         assert script.returncode == 2 and "cannot be shared by 4 devices; use 4 or 8" in err, err
 
 
@@ -226,14 +220,10 @@ def test_a_state_that_hosts_share(one_device, tmp_path):
 def test_a_signal_before_training_ends_it(tmp_path):
     with ExitStack() as stack:
         hosts = [stack.enter_context(p) for p in start_hosts(2, *FLAGS, f"--workdir={tmp_path}")]
-        try:
-            wait_for(hosts[0], "2 hosts, 4 devices")
-            for p in hosts:
-                p.send_signal(signal.SIGTERM)
-            assert [p.wait(timeout=20) for p in hosts] == [-signal.SIGTERM] * 2
-        finally:
-            for p in hosts:
-                p.kill()
+        wait_for(hosts[0], "2 hosts, 4 devices")
+        for p in hosts:
+            p.send_signal(signal.SIGTERM)
+        assert [p.wait(timeout=20) for p in hosts] == [-signal.SIGTERM] * 2
 
 
 def bytes_per_device(state):
@@ -277,9 +267,7 @@ for fsdp in (1, 8):
             for d in devices}
     print(max(held.values()))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(8), capture_output=True, text=True
-    )
+    done = run_program("-c", code, devices=8)
     whole, parts = map(int, done.stdout.split())
     assert whole > 4 * 4 * 1_000_000 and parts <= whole / 6, done.stdout
 
