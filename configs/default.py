@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     data.flip = False  # training images are mirrored at random
     data.cache = True  # decode the training images once, into memory
     data.threads = 4  # that prepare batches
-    data.eight_bit = False  # cut the network's xt in training, and the samplers' xT, to 8 bits
+    data.eight_bit = False  # cut training's xt, and the xT to restore, to 8 bits
 
     config.degradation = ConfigDict(
         dict(

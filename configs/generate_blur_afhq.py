@@ -11,7 +11,8 @@ Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not mea
     broken symmetry           54.68
     broken symmetry, direct   214.24  --config.sampler.name=direct
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without.
+The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without;
+docs/generation.md says how.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,8 @@ network; not measured.
     broken symmetry           49.45
     broken symmetry, direct   257.69  --config.sampler.name=direct
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without.
+The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without;
+docs/generation.md says how.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,8 @@ another place add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 
     fixed noise        25.62   --config.sampler.name=tacos
     estimated noise    20.59
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without.
+The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without;
+docs/generation.md says how.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,8 @@ of 2 × 32 images with the 56.6 M parameter network; not measured.
     fixed noise        59.91   --config.sampler.name=tacos
     estimated noise    23.11   (DDIM; --config.sampler.name=ddpm draws new noise at every step)
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without.
+The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without;
+docs/generation.md says how.
 """
 
 from ml_collections import ConfigDict

@@ -33,7 +33,9 @@ case $verb in
     git -C "$here" archive --format=tar.gz -o "$archive/colddiff.tar.gz" HEAD
     gcloud compute tpus tpu-vm scp "$archive/colddiff.tar.gz" "$TPU_NAME:" --zone="$ZONE" --worker=all
     on all 'mkdir -p colddiff && tar xzf colddiff.tar.gz -C colddiff && cd colddiff &&
-      bash -c ". launch/environment.sh && make_environment requirements-tpu.txt"'
+      bash -c ". launch/environment.sh
+        find_python > /dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv; }
+        make_environment requirements-tpu.txt"'
     ;;
   run)
     arguments=
