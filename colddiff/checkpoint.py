@@ -39,15 +39,27 @@ def open_manager(
     """The checkpoints of `workdir`; waits for saves at the end.
 
     Args:
-      keep: how many of the last ones to keep; None is for reading: nothing is made or deleted.
+      keep: how many of the last ones to keep; None is for reading: nothing is made or deleted, and
+        no host waits for another.
       best: a score; the checkpoint that is best by it is kept as well, and is `best_step()`.
+
+    Raises:
+      UserError: the scores of one of them cannot be read.
     """
+    for scores, error in _damaged_scores(workdir):
+        raise UserError(
+            f"{scores} cannot be read: {error}. Delete it, and the checkpoint has no scores; "
+            "training does so itself"
+        )
     writes = keep is not None
+    here = jax.process_index()
+    hosts = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_kept(keep, best) if writes else None,
         best_fn=_goodness(best) if best else None,
         create=writes,
         cleanup_tmp_directories=writes,
+        multiprocessing_options=ocp.options.MultiprocessingOptions() if writes else hosts,
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     try:
@@ -55,6 +67,16 @@ def open_manager(
     finally:
         with _writing(manager):
             manager.close()
+
+
+def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
+    """Folders of checkpoints' scores that orbax cannot read, with the reason."""
+    for folder in sorted(workdir.glob("checkpoints/*/metrics")):
+        if folder.parent.name.isdecimal():
+            try:
+                dict(json.loads((folder / "metrics").read_text()))
+            except (OSError, TypeError, ValueError) as error:
+                yield folder, first_line(error)
 
 
 @contextmanager
@@ -147,25 +169,36 @@ def _check_space(manager: ocp.CheckpointManager, state: TrainState) -> None:
         )
 
 
-def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
+def restore_last(workdir: Path, like: TrainState) -> TrainState:
     """The last state that can be read. Those after it are moved to `WORKDIR/damaged`.
 
     Raises:
       UserError: none can be read; nothing is moved then.
     """
     damaged: list[tuple[int, UserError]] = []
-    for step in sorted(manager.all_steps(), reverse=True):
-        _, error = _tried(lambda step=step: restore_config(manager, step))  # it must be whole
-        if error is None:
-            state, error = _tried(lambda step=step: restore_state(manager, like, step))
-        if error is not None:
+    with open_manager(workdir) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            _, error = _tried(lambda step=step: restore_config(manager, step))  # it must be whole
+            if error is None:
+                state, error = _tried(lambda step=step: restore_state(manager, like, step))
+            if error is None:
+                break
             damaged.append((step, error))
-            continue
-        for wrong, error in damaged:
-            logging.warning("%s", error)
-            _set_aside(manager, wrong)
-        return state
-    raise damaged[0][1]
+        else:
+            raise damaged[0][1]
+    for step, error in damaged:
+        logging.warning("%s", error)
+        _set_aside(workdir / "checkpoints" / str(step), workdir / "damaged" / str(step))
+    all_hosts(True)  # wait for it
+    return state
+
+
+def set_scores_aside(workdir: Path) -> None:
+    """Moves scores that cannot be read to `WORKDIR/damaged`: their checkpoint goes on without."""
+    for folder, error in list(_damaged_scores(workdir)):
+        logging.warning("%s cannot be read: %s", folder, error)
+        _set_aside(folder, workdir / "damaged" / f"{folder.parent.name}-scores")
+    all_hosts(True)  # wait for it
 
 
 def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
@@ -180,20 +213,14 @@ def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
     return found, error
 
 
-def _set_aside(manager: ocp.CheckpointManager, step: int) -> None:
-    """Moves a damaged checkpoint to where it is in nobody's way."""
-    folder = Path(manager.directory)
-    place = folder.parent / "damaged" / str(step)
-    for number in itertools.count(1):
-        if not place.exists():
-            break
-        place = place.with_name(f"{step}-{number}")
+def _set_aside(what: Path, place: Path) -> None:
+    """On the first host, moves a damaged folder to `place`, which is numbered if it is taken."""
     if is_first_host():
-        place.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(place)
-        logging.warning("moved checkpoint %d to %s; training makes it anew", step, place)
-    all_hosts(True)  # wait for it
-    manager.reload()
+        others = (place.with_name(f"{place.name}-{number}") for number in itertools.count(1))
+        free = next(p for p in itertools.chain([place], others) if not p.exists())
+        free.parent.mkdir(exist_ok=True)
+        what.rename(free)
+        logging.warning("moved %s to %s", what, free)
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:
@@ -223,7 +250,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composit
     """Items of the checkpoint of `step`; one that cannot be read is the user's error."""
     try:
         return manager.restore(step, args=items)
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # of arrays that are damaged it is an Exception and no more
         raise UserError(
             f"the checkpoint {manager.directory}/{step} cannot be read: {first_line(error)}\n"
             "Delete it to go on from an earlier one, or use another --workdir"

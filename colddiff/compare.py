@@ -173,14 +173,17 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 found = (image.height, image.width, len(image.getbands()))
-                if found != shape or image.mode not in ("L", "RGB"):  # not decoded: it may be huge
-                    raise UserError(
-                        f"{path} is of shape {found}, mode {image.mode}; the config's data are "
-                        f"{shape}, of 8 bits"
-                    )
-                images[int(path.stem)] = np.asarray(image).reshape(shape)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                right = found == shape and image.mode in ("L", "RGB")
+                if right:  # otherwise it may be too large to decode
+                    images[int(path.stem)] = np.asarray(image).reshape(shape)
+                mode = image.mode
+        except Exception as error:  # damaged files raise all sorts
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        if not right:
+            raise UserError(
+                f"{path} is of shape {found} and mode {mode}; the config's data are {shape} of "
+                "8 bits"
+            )
     return images
 
 

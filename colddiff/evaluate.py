@@ -245,7 +245,8 @@ def _score(
         meter.note()
     seconds = (time.monotonic() - began) / len(images)
     distances = [
-        _distance(features, reference, restored, counts) for features, reference in truth.spaces
+        _distance(features, reference, restored, counts, between)
+        for features, reference in truth.spaces
     ]
     mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
     scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
@@ -253,11 +254,21 @@ def _score(
 
 
 def _distance(
-    features: Features, reference: Collected, batches: list[np.ndarray], counts: Sequence[int]
+    features: Features,
+    reference: Collected,
+    batches: list[np.ndarray],
+    counts: Sequence[int],
+    between: Callable[[], None],
 ) -> Distance:
     """Between the images of the batches and the reference."""
+
+    def each():
+        for batch in batches:
+            yield batch
+            between()
+
     total = sum(map(len, batches))
-    found = collect(features, batches, total=total, counts=counts)
+    found = collect(features, each(), total=total, counts=counts)
     at = {
         n: metrics.frechet_distance(moments.gaussian, reference.gaussian)
         for n, moments in found.moments.items()

@@ -23,6 +23,7 @@ from colddiff.errors import UserError
 from colddiff.files import read_json, whole, write_json
 from colddiff.images import from_uint8, mosaic, save_png
 
+PIXELS = "pixels of some"  # what only our data.json says
 _LOOKED_AT = 64  # images whose pixels tell whether they are still the same
 
 
@@ -53,14 +54,14 @@ def make_example(
     return example
 
 
-def keep_batch(config: ConfigDict, step: int, workdir: Path) -> Path:
-    """Writes the images that a step trained on, as they were read, and a picture of them."""
+def keep_batch(config: ConfigDict, images: data.Images, workdir: Path, step: int) -> Path:
+    """Writes those of `images` that a step trained on, and a picture of them."""
     path = workdir / "diverged" / f"{step:07d}.npz"
     if is_first_host():
-        [images] = _batches(config, load_train_images(config), start=step - 1, stop=step)
+        [batch] = _batches(config, images, start=step - 1, stop=step)
         with whole(path) as file:
-            np.savez(file, images=images)
-        flat = images.reshape(-1, *images.shape[2:])
+            np.savez(file, images=batch)
+        flat = batch.reshape(-1, *batch.shape[2:])
         save_png(path.with_suffix(".png"), mosaic(from_uint8(flat)))
     return path
 
@@ -75,7 +76,7 @@ def check_data(config: ConfigDict, images: data.Images, workdir: Path) -> None:
     found = data.fingerprint(settings.source, settings.train_split, settings.channels)
     some = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).round().astype(int))
     pixels = hashlib.sha256(b"".join(images[i].tobytes() for i in some.tolist()))
-    found |= {"images": len(images), "pixels of some": pixels.hexdigest()}
+    found |= {"images": len(images), PIXELS: pixels.hexdigest()}
     if is_first_host() and not path.exists():
         write_json(path, found)
     all_hosts(True)  # wait for it

@@ -8,7 +8,9 @@ draws test images at growing severities.
 """
 
 import logging as python_logging
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from colddiff.errors import UserError
 _MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade", "benchmark")
 _OF_A_RUN = ("evaluate", "generate")  # without --config they take the one that was trained with
 _EXIT_BAD_INPUT = 2
+_EXIT_BUG = 1
+_SECONDS_TO_LEAVE = 30  # in which other hosts with the same error end as well
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -201,10 +205,27 @@ def run() -> None:
         app.run(main, flags_parser=_parse_flags)
     except (UserError, OSError) as error:  # OSError: no permission, no space
         sys.stderr.write(f"colddiff: {error}\n")
+        _leave_hosts(_EXIT_BAD_INPUT)
         sys.exit(_EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.stderr.write("colddiff: interrupted; run again to go on from the last checkpoint\n")
+        _leave_hosts(_EXIT_INTERRUPTED)
         sys.exit(_EXIT_INTERRUPTED)
+    except Exception:
+        _leave_hosts(_EXIT_BUG)
+        raise
+
+
+def _leave_hosts(code: int) -> None:
+    """Ends this process soon, if there are others that may not know of its error.
+
+    JAX's way out waits for them, and they for this one: five minutes, then all abort.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        timer = threading.Timer(_SECONDS_TO_LEAVE, os._exit, [code])
+        timer.daemon = True
+        timer.start()
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

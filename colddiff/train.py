@@ -5,6 +5,7 @@ Loss: E ‖R(D(x0, t), t) - x0‖₁ for t uniform on 1..T. Everything random in
 number of devices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,7 +19,6 @@ from clu import parameter_overview
 from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
-from tensorboardX import SummaryWriter
 
 from colddiff import checkpoint, evaluate, report
 from colddiff.build import Experiment, build
@@ -36,7 +36,9 @@ from colddiff.devices import (
     to_host,
 )
 from colddiff.errors import UserError
+from colddiff.events import EventLog
 from colddiff.examples import (
+    PIXELS,
     check_data,
     keep_batch,
     load_train_images,
@@ -140,16 +142,17 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
     check_shared(workdir)
-    start = checkpoint.last_step(workdir, config)
-    if start >= config.train.num_steps:
-        logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
+    checkpoint.set_scores_aside(workdir)
+    state = init_state(experiment, mesh)
+    logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
+    if checkpoint.last_step(workdir, config):
+        state = checkpoint.restore_last(workdir, state)
+        logging.info("going on from step %d of %s", state.step, workdir)
+    else:
+        _forget(workdir)
+    if state.step >= config.train.num_steps:
+        logging.info("%s is trained: step %d of %d", workdir, state.step, config.train.num_steps)
         return True
-    if not start:
-        if is_first_host():  # what an earlier run may have left
-            forget_priors(workdir)
-            for name in ("evolution.json", "data.json"):
-                (workdir / name).unlink(missing_ok=True)
-        all_hosts(True)  # wait for it
     load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = load_train_images(config)
     check_data(config, images, workdir)
@@ -162,15 +165,30 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             workdir, keep=settings.checkpoints_kept, best=settings.best
         ) as manager,
     ):
-        state = init_state(experiment, mesh)
-        logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
-        if start:
-            state = checkpoint.restore_last(manager, state)
-            start = int(state.step)
-            logging.info("going on from step %d of %s", start, workdir)
-        batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
-        finished = _loop(experiment, mesh, state, batches, pictured, truth, manager, stop, workdir)
+        batches = train_batches(
+            config, mesh, images, start=int(state.step), stop=settings.num_steps
+        )
+        keep = functools.partial(keep_batch, config, images, workdir)
+        finished = _loop(
+            experiment, mesh, state, batches, pictured, truth, manager, stop, keep, workdir
+        )
     return finished and all_hosts(not stop.noted)  # which may have come while the last was saved
+
+
+def _forget(workdir: Path) -> None:
+    """What a run that had no checkpoint yet may have left.
+
+    Raises:
+      UserError: a file of that name is somebody else's.
+    """
+    for name, key in (("evolution.json", "num_images"), ("data.json", PIXELS)):
+        if not all_hosts(key in (read_json(workdir / name) or {key})):
+            raise UserError(f"{workdir / name} is not of colddiff; use another --workdir")
+    if is_first_host():
+        forget_priors(workdir)
+        for name in ("evolution.json", "data.json"):
+            (workdir / name).unlink(missing_ok=True)
+    all_hosts(True)  # wait for it
 
 
 def _loop(
@@ -182,22 +200,20 @@ def _loop(
     truth: evaluate.Truth | None,
     manager: CheckpointManager,
     stop: Stop,
+    keep: Callable[[int], Path],
     workdir: Path,
 ) -> bool:
     """Step, log, picture (of the images `pictured`), score, save, until the batches end.
 
-    Or until it is to stop: then it saves, and says False.
+    Or until it is to stop: then it saves, and says False. `keep` writes the images of a step down.
     """
     settings = experiment.config.train
     start = int(state.step)
     train_step = make_train_step(experiment, mesh)
-    writer = SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=is_first_host()
-    )
     images_per_step = settings.batch_size * settings.accumulation
     meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
     metrics = []
-    with writer, meter:
+    with EventLog(workdir / "tensorboard", start=start) as events, meter:
         for step, images in enumerate(meter.waiting_for(batches), start + 1):
             last = step == settings.num_steps
             state, step_metrics = train_step(state, images, experiment.degrade)
@@ -208,7 +224,7 @@ def _loop(
             stopping = stop.wanted() and not last
             saves = step % settings.checkpoint_every == 0 or last or stopping
             if step % settings.log_every == 0 or saves:
-                _log(experiment.config, writer, meter, step, metrics, workdir)
+                _log(events, meter, step, metrics, keep)
                 metrics = []
             pictures = settings.sample_every and not stopping
             if pictures and (step % settings.sample_every == 0 or last):
@@ -216,7 +232,7 @@ def _loop(
                 for name, picture in _pictures(run, pictured).items():
                     if is_first_host():
                         save_png(workdir / name / f"{step:07d}.png", picture)
-                    writer.add_image(name, picture, step, dataformats="HWC")
+                    events.picture(name, picture, step)
             if saves:
                 scores = None
                 if truth is not None and not stopping:
@@ -226,8 +242,8 @@ def _loop(
                         logging.warning("checkpoint %d has no scores", step)
                         stopping = not last
                 for name, value in (scores or {}).items():
-                    writer.add_scalar(f"test/{name}", value, step)
-                writer.flush()
+                    events.scalar(f"test/{name}", value, step)
+                events.flush()
                 checkpoint.save(manager, state, experiment.config, scores)
             if stopping:
                 logging.info("stopped at step %d; the same command goes on from there", step)
@@ -305,12 +321,11 @@ def _scores(
 
 
 def _log(
-    config: ConfigDict,
-    writer: SummaryWriter,
+    events: EventLog,
     meter: Meter,
     step: int,
     metrics: list[Metrics],
-    workdir: Path,
+    keep: Callable[[int], Path],
 ) -> None:
     """Means since the last log, to TensorBoard and the progress line.
 
@@ -321,7 +336,7 @@ def _log(
     for at, found in enumerate(values, step - len(values) + 1):
         if not all(map(math.isfinite, found.values())):
             told = ", ".join(f"{name} {float(value):g}" for name, value in found.items())
-            path = keep_batch(config, at, workdir)
+            path = keep(at)
             raise UserError(
                 f"the training diverged at step {at}: {told}. Its images are in {path}; the last "
                 "checkpoint is from before. Try a lower config.train.learning_rate, in another "
@@ -329,5 +344,6 @@ def _log(
             )
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     for name, value in (means | {"waiting_for_data": meter.waited()}).items():
-        writer.add_scalar(f"train/{name}", value, step)
+        events.scalar(f"train/{name}", value, step)
+    events.flush()
     meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))

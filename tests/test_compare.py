@@ -108,7 +108,7 @@ def test_wrong_folders_are_named(config, train, tmp_path):
     same = write_images(tmp_path / "same", train[:3])
     with pytest.raises(UserError, match="no seed in common"):
         compare(config, {"a": other, "b": same})
-    with pytest.raises(UserError, match=r"000000.png is of shape \(8, 8, 1\); .* \(16, 16, 1\)"):
+    with pytest.raises(UserError, match=r"000000.png is of shape \(8, 8, 1\) .* \(16, 16, 1\)"):
         compare(config, {"a": small})
 
 

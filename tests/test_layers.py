@@ -15,7 +15,7 @@ LAYERS = [
     {"degradations"},
     {"priors", "samplers"},
     {"data", "devices"},
-    {"stop"},
+    {"events", "stop"},
     {"classifier", "inception"},
     {"features"},
     {"build"},
