@@ -37,13 +37,19 @@ FLAGS = (
 )
 
 
-def start_hosts(count, *args, devices=2):
-    """So many processes of one run, with so many devices each; each ends on leaving."""
+def start_hosts(count, *args, devices=2, last=()):
+    """So many processes of one run, with so many devices each; each ends on leaving.
+
+    `last` are arguments of the last one alone.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     joined = (f"--coordinator=127.0.0.1:{port}", f"--num_hosts={count}")
-    return [start_main(*args, *joined, f"--host={host}", devices=devices) for host in range(count)]
+    own = [
+        (*joined, f"--host={host}", *(last if host == count - 1 else ())) for host in range(count)
+    ]
+    return [start_main(*args, *of_host, devices=devices) for of_host in own]
 
 
 def run_hosts(count, *args, devices=2):
@@ -171,6 +177,16 @@ def test_a_host_that_dies_ends_the_other(tmp_path):
     assert first.returncode not in (0, -signal.SIGKILL), err
 
 
+@pytest.mark.slow
+def test_a_host_with_an_error_of_its_own_does_not_wait_for_the_others(tmp_path):
+    flags = (*FLAGS, "--mode=train", f"--workdir={tmp_path}")
+    wrong = ("--config.train.batch_size=0",)
+    with ExitStack() as stack:
+        _, second = (stack.enter_context(p) for p in start_hosts(2, *flags, last=wrong))
+        wait_for(second, "batch_size=0 must")
+        assert second.wait(timeout=90) == 2
+
+
 # What a shell runs in its background gets no Ctrl-C; the script must, whatever runs these tests.
 INTERRUPTIBLE = """
 import os, signal, sys
@@ -206,12 +222,17 @@ def test_the_script_for_processes_on_this_machine(tmp_path):
 
 @pytest.mark.slow
 def test_a_state_that_hosts_share(one_device, tmp_path):
-    """No host has all of it; it is trained, saved, restored and evaluated."""
+    """No host has all of it; it is trained, saved, evaluated, damaged where one reads, restored."""
     flags = (*FLAGS, "--config.mesh.fsdp=4", f"--workdir={tmp_path}")
     [(out, _), _] = run_hosts(2, *flags)
     assert "| Degraded (xT) |" in out
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
-    run_hosts(2, *flags, "--config.train.num_steps=52", "--mode=train")
+    arrays = list((tmp_path / "checkpoints" / "50" / "state" / "ocdbt.process_1" / "d").iterdir())
+    for file in arrays:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    [(_, err), _] = run_hosts(2, *flags, "--config.train.num_steps=52", "--mode=train")
+    assert arrays and "going on from step 25" in err
+    assert (tmp_path / "damaged" / "50").is_dir()
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.latest_step() == 52
 
