@@ -52,14 +52,15 @@ def open_manager(
             "training does so itself"
         )
     writes = keep is not None
-    here = jax.process_index()
-    hosts = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    hosts, here = ocp.options.MultiprocessingOptions(), jax.process_index()
+    if not writes:
+        hosts = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_kept(keep, best) if writes else None,
         best_fn=_goodness(best) if best else None,
         create=writes,
         cleanup_tmp_directories=writes,
-        multiprocessing_options=ocp.options.MultiprocessingOptions() if writes else hosts,
+        multiprocessing_options=hosts,
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     try:

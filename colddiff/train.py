@@ -147,12 +147,14 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
     if checkpoint.last_step(workdir, config):
         state = checkpoint.restore_last(workdir, state)
-        logging.info("going on from step %d of %s", state.step, workdir)
     else:
         _forget(workdir)
-    if state.step >= config.train.num_steps:
-        logging.info("%s is trained: step %d of %d", workdir, state.step, config.train.num_steps)
+    start = int(state.step)
+    if start >= config.train.num_steps:
+        logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
         return True
+    if start:
+        logging.info("going on from step %d of %s", start, workdir)
     load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = load_train_images(config)
     check_data(config, images, workdir)
@@ -165,9 +167,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             workdir, keep=settings.checkpoints_kept, best=settings.best
         ) as manager,
     ):
-        batches = train_batches(
-            config, mesh, images, start=int(state.step), stop=settings.num_steps
-        )
+        batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
         keep = functools.partial(keep_batch, config, images, workdir)
         finished = _loop(
             experiment, mesh, state, batches, pictured, truth, manager, stop, keep, workdir

@@ -189,7 +189,7 @@ def test_damaged_arrays_are_passed_over(part, how, tmp_path):
 
 @pytest.mark.parametrize("how", ["truncated", "deleted"])
 def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
-    """Their checkpoint is as good without them; one of a finished run is looked at too."""
+    """Their checkpoint is as good without them; that of a finished run is looked at too."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     for step in (6, 8):
         scores = workdir / "checkpoints" / str(step) / "metrics"

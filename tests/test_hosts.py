@@ -46,10 +46,9 @@ def start_hosts(count, *args, devices=2, last=()):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     joined = (f"--coordinator=127.0.0.1:{port}", f"--num_hosts={count}")
-    own = [
-        (*joined, f"--host={host}", *(last if host == count - 1 else ())) for host in range(count)
-    ]
-    return [start_main(*args, *of_host, devices=devices) for of_host in own]
+    hosts = [(*joined, f"--host={host}") for host in range(count)]
+    hosts[-1] += last
+    return [start_main(*args, *host, devices=devices) for host in hosts]
 
 
 def run_hosts(count, *args, devices=2):
