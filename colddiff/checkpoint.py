@@ -44,14 +44,15 @@ def open_manager(
       best: a score; the checkpoint that is best by it is kept as well, and is `best_step()`.
 
     Raises:
-      UserError: the scores of one of them cannot be read.
+      UserError: a checkpoint could not be written; or, where scores matter, some cannot be read.
     """
-    for scores, error in _damaged_scores(workdir):
-        raise UserError(
-            f"{scores} cannot be read: {error}. Delete it, and the checkpoint has no scores; "
-            "training does so itself"
-        )
     writes = keep is not None
+    if writes or best:
+        for scores, error in _damaged_scores(workdir):
+            raise UserError(
+                f"{scores} cannot be read: {error}. Without that folder the checkpoint has no "
+                "scores; training moves it away"
+            )
     hosts, here = ocp.options.MultiprocessingOptions(), jax.process_index()
     if not writes:
         hosts = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
@@ -60,24 +61,30 @@ def open_manager(
         best_fn=_goodness(best) if best else None,
         create=writes,
         cleanup_tmp_directories=writes,
+        lightweight_initialize=not (writes or best),  # without scores
         multiprocessing_options=hosts,
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     try:
         yield manager
-    finally:
-        with _writing(manager):
+    except BaseException:  # it matters more than how the last save ended
+        try:
             manager.close()
+        except Exception as error:
+            logging.warning("%s: %s", manager.directory, first_line(error))
+        raise
+    with _writing(manager):
+        manager.close()
 
 
 def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
     """Folders of checkpoints' scores that orbax cannot read, with the reason."""
-    for folder in sorted(workdir.glob("checkpoints/*/metrics")):
-        if folder.parent.name.isdecimal():
+    for path in sorted(workdir.glob("checkpoints/*/metrics/metrics")):
+        if path.parent.parent.name.isdecimal():
             try:
-                dict(json.loads((folder / "metrics").read_text()))
+                dict(json.loads(path.read_text()))
             except (OSError, TypeError, ValueError) as error:
-                yield folder, first_line(error)
+                yield path.parent, first_line(error)
 
 
 @contextmanager
@@ -163,10 +170,10 @@ def save(
 def _check_space(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Refuses a disk that is too full: failing halfway, orbax would tell it in a thousand lines."""
     needed = _BESIDES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(manager.directory).free
-    if not all_hosts(free >= needed):
+    disk = shutil.disk_usage(manager.directory)
+    if not all_hosts(disk.free >= needed or not disk.total):  # mounted buckets do not say
         raise OSError(
-            f"no space left: it takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} are free"
+            f"no space left: it takes {needed / 2**20:.0f} MiB, {disk.free / 2**20:.0f} are free"
         )
 
 
@@ -251,6 +258,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composit
     """Items of the checkpoint of `step`; one that cannot be read is the user's error."""
     try:
         return manager.restore(step, args=items)
+    except jax.errors.JaxRuntimeError:  # out of memory: not the checkpoint's fault
+        raise
     except Exception as error:  # of arrays that are damaged it is an Exception and no more
         raise UserError(
             f"the checkpoint {manager.directory}/{step} cannot be read: {first_line(error)}\n"

@@ -142,9 +142,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
     check_shared(workdir)
-    checkpoint.set_scores_aside(workdir)
     state = init_state(experiment, mesh)
-    logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
     if checkpoint.last_step(workdir, config):
         state = checkpoint.restore_last(workdir, state)
     else:
@@ -160,6 +158,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     check_data(config, images, workdir)
     truth = _load_truth(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
+    checkpoint.set_scores_aside(workdir)
     settings = config.train
     with (
         Stop(mesh) as stop,
@@ -167,6 +166,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             workdir, keep=settings.checkpoints_kept, best=settings.best
         ) as manager,
     ):
+        logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
         keep = functools.partial(keep_batch, config, images, workdir)
         finished = _loop(

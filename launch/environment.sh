@@ -22,7 +22,7 @@ find_python() {
 make_environment() {
   local requirements=$1 venv=${COLDDIFF_VENV:-.venv} python stamp
   if [ ! -x "$venv/bin/python" ]; then
-    python=$(find_python)
+    python=$(find_python) || return
     echo "colddiff: making $venv with $("$python" --version)"
     if ! "$python" -m venv "$venv"; then
       rm -rf "$venv"
@@ -36,7 +36,7 @@ make_environment() {
   stamp=$venv/installed-$(basename "$requirements")
   if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
     echo "colddiff: installing $requirements (about 1 GB, a minute or more)"
-    python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    python -m pip install --quiet --disable-pip-version-check -r "$requirements" || return
     cat requirements.txt "$requirements" > "$stamp"
   fi
   # A second start compiles nothing.

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import jax
@@ -55,7 +56,8 @@ def run_hosts(count, *args, devices=2):
     """Runs them to their end; stdout and stderr of each."""
     with ExitStack() as stack:
         processes = [stack.enter_context(p) for p in start_hosts(count, *args, devices=devices)]
-        said = [p.communicate() for p in processes]
+        with ThreadPoolExecutor() as pool:  # at once: a full pipe would stop one, and so all
+            said = list(pool.map(subprocess.Popen.communicate, processes))
     for p, (_, err) in zip(processes, said, strict=True):
         assert p.returncode == 0, err
     return said
@@ -196,12 +198,12 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def local_processes(*args):
-    """launch/local_processes.sh with two processes, in a group of its own."""
+    """launch/local_processes.sh with two processes, in a session of its own."""
     script = ["launch/local_processes.sh", "2", *args]
     return started(
         [sys.executable, "-c", INTERRUPTIBLE, *script],
         environment(2) | {"COLDDIFF_VENV": sys.prefix},
-        end=subprocess.Popen.terminate,  # it ends the two
+        end=lambda p: subprocess.run(["pkill", "-KILL", "-s", str(p.pid)], check=False),
     )
 
 
