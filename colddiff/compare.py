@@ -168,22 +168,18 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
     )
     if len(paths) < 2:
         raise UserError(f"{folder} holds {len(paths)} generated images; at least 2 are needed")
+    expected = (*shape[:2], "L" if shape[2] == 1 else "RGB")
     images = {}
     for path in paths:
         try:
             with Image.open(path, formats=("PNG",)) as image:
-                found = (image.height, image.width, len(image.getbands()))
-                right = found == shape and image.mode in ("L", "RGB")
-                if right:  # otherwise it may be too large to decode
+                found = (image.height, image.width, image.mode)
+                if found == expected:  # otherwise it may be too large to decode
                     images[int(path.stem)] = np.asarray(image).reshape(shape)
-                mode = image.mode
         except Exception as error:  # damaged files raise all sorts
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-        if not right:
-            raise UserError(
-                f"{path} is of shape {found} and mode {mode}; the config's data are {shape} of "
-                "8 bits"
-            )
+        if found != expected:
+            raise UserError(f"{path} is of shape {found}; the config's data are {expected}")
     return images
 
 

@@ -6,7 +6,6 @@ is killed, and when the disk is full, the next one is waited for without end.
 
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -37,17 +36,12 @@ class EventLog:
     def __enter__(self) -> "EventLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             if self._writer is not None:
                 self._writer.close()
         except OSError:
-            if error is None:  # otherwise that one matters more
+            if error[0] is None:  # otherwise that one matters more
                 raise
 
     def scalar(self, name: str, value: float, step: int) -> None:
