@@ -25,6 +25,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from colddiff import data
+from colddiff.compiler import network_jit
 from colddiff.errors import UserError, first_line
 from colddiff.files import whole
 from colddiff.images import from_uint8
@@ -210,7 +211,7 @@ def _apply(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _Network(len(params["logits"]["bias"])).apply({"params": params}, images)
 
 
-@jax.jit
+@network_jit
 def _classify(params: Params, images: jax.Array) -> jax.Array:
     return _apply(params, images)[1].argmax(axis=-1)
 
@@ -236,7 +237,7 @@ def _make_step(optimizer: optax.GradientTransformation, shift: int) -> Callable:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    return jax.jit(step, donate_argnums=0)
+    return network_jit(step, donate_argnums=0)
 
 
 def _initial_params(num_classes: int, images: np.ndarray, rng: np.random.Generator) -> Params:

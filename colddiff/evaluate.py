@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from colddiff import metrics
 from colddiff.build import Experiment, check_sampler, make_sampler
+from colddiff.compiler import network_jit
 from colddiff.devices import create_mesh, replicate, split_rows, to_host
 from colddiff.errors import UserError
 from colddiff.features import Collected, Features, collect, load_split, make_features, of_split
@@ -279,7 +280,7 @@ def _distance(
     return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(network_jit, static_argnums=(1, 2))
 def _score_batch(sampler, restore, network_input, degrade, params, images, key, first, times):
     """Mean squared error and SSIM of each image, `[B]` both, and x0_hat."""
     x0 = from_uint8(images)

@@ -24,6 +24,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff import classifier, data, inception, metrics
+from colddiff.compiler import network_jit
 from colddiff.devices import all_hosts, create_mesh, replicate, split_rows, to_host
 from colddiff.errors import UserError, first_line, unknown_name
 from colddiff.files import whole
@@ -172,7 +173,7 @@ def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> np.ndarray:
     return data.load(settings.source, split, size=size, channels=channels, limit=limit)
 
 
-@jax.jit
+@network_jit
 def _extract(extract: Partial, images: jax.Array) -> jax.Array:
     return extract(images)
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from colddiff import checkpoint, data
 from colddiff.build import Experiment, build, check_sampler, init_params, make_prior, make_sampler
+from colddiff.compiler import network_jit
 from colddiff.degradations import Degrade, as_partial
 from colddiff.devices import create_mesh, place, replicate, replicated, shared, split_axis
 from colddiff.errors import UserError, first_line
@@ -131,7 +132,7 @@ class Run:
             places = np.pad(np.arange(len(xT)), (0, -len(xT) % size), mode="edge")
             parts = [(xT[part], keys[part]) for part in places.reshape(-1, size)]
         found = [self._walk(params, *part, sampler, times, iterates_at, sharding) for part in parts]
-        return _joined(found, len(xT))
+        return _taken(found, np.arange(len(xT)))
 
     def generate(
         self,
@@ -148,9 +149,9 @@ class Run:
         Its key, `jax.random.key(seeds[i])`, draws xT from the prior and is its degradation's. xT is
         not cut to 8 bits: what breaks a constant image's symmetry is finer.
 
-        A walk from nearly nothing enlarges even float32's rounding, and that depends on how many
-        images a program computes. So each device takes `config.eval.chunk` at a time, always: the
-        seeds are filled up to that, or to a multiple of that on all devices.
+        Sampling from a near-constant xT amplifies rounding, which depends on the batch size and, on
+        some processors, on an image's place in the batch. So each device always takes
+        `config.eval.chunk` images, and a seed has the same place in every chunk (`_places`).
 
         Args:
           seeds: B integers, each in 0..2³²-1.
@@ -172,16 +173,19 @@ class Run:
         if times[0] != self.T:
             raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
         mesh, count = create_mesh(), self.config.eval.chunk
-        sharding = replicated(mesh)  # what fits into one chunk, every device computes alike
-        if len(seeds) > count:
-            sharding, count = split_axis(mesh, 0), count * mesh.size
-        filled = np.pad(seeds.astype(np.uint32), (0, -len(seeds) % count), mode="edge")
+        places = _places(seeds, count)
+        chunks = 1 + places.max() // count
+        sharding = replicated(mesh)  # a single chunk is computed by every device
+        if chunks > 1:
+            sharding, chunks = split_axis(mesh, 0), -(-chunks // mesh.size) * mesh.size
+            count *= mesh.size
+        filled = np.zeros(chunks * self.config.eval.chunk, np.uint32)
+        filled[places] = seeds
         parts = []
-        for chunk in filled.reshape(-1, count):
-            xT, keys = _draw(self.prior, place(chunk, sharding))
-            part = self._walk(params, xT, keys, sampler, times, iterates_at, sharding)
-            parts.append(part)
-        return _joined(parts, len(seeds))
+        for part in filled.reshape(-1, count):
+            xT, keys = _draw(self.prior, place(part, sharding))
+            parts.append(self._walk(params, xT, keys, sampler, times, iterates_at, sharding))
+        return _taken(parts, places)
 
     def _times(
         self, steps: int | None, times: Times | None, iterates_at: Times | None
@@ -221,12 +225,25 @@ class Run:
         return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)
 
 
-def _joined(parts: Sequence[Result], count: int) -> Result:
-    """The first `count` images of all parts."""
+def _places(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Return where each seed lies in a row of chunks of `count` images, int `[B]`.
+
+    Within its chunk that is `seed % count`. The k-th seed of one remainder goes to chunk k, so
+    contiguous seeds fill their chunks.
+    """
+    remainders = seeds.astype(np.int64) % count
+    order = np.argsort(remainders, kind="stable")
+    chunk = np.empty(len(seeds), np.int64)
+    chunk[order] = np.arange(len(seeds)) - np.searchsorted(remainders[order], remainders[order])
+    return chunk * count + remainders
+
+
+def _taken(parts: Sequence[Result], places: np.ndarray) -> Result:
+    """Return the images that lie at `places` of the joined parts, with their iterates if any."""
     if not isinstance(parts[0], tuple):
-        return jnp.concatenate(parts)[:count]
+        return jnp.concatenate(parts)[places]
     x0, iterates = zip(*parts, strict=True)
-    return jnp.concatenate(x0)[:count], jnp.concatenate(iterates, 1)[:, :count]
+    return jnp.concatenate(x0)[places], jnp.concatenate(iterates, 1)[:, places]
 
 
 @jax.jit
@@ -237,7 +254,7 @@ def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 # The loop compiles once for each sampler, number of images and number of steps.
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(network_jit, static_argnums=1)
 def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=None):
     """`sampler(restore, ...)`, jitted, of a sampler that is a Partial; see `colddiff.samplers`."""
     return sampler(restore, degrade, params, xT, keys, times, iterates_at)

@@ -22,6 +22,7 @@ from orbax.checkpoint import CheckpointManager
 
 from colddiff import checkpoint, evaluate, report
 from colddiff.build import Experiment, build
+from colddiff.compiler import network_jit
 from colddiff.degradations import Degrade
 from colddiff.devices import (
     all_hosts,
@@ -103,7 +104,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         return TrainState(step, params, ema_params, opt_state), metrics
 
     state = state_shardings(experiment, mesh)
-    return jax.jit(
+    return network_jit(
         train_step,
         in_shardings=(state, split_axis(mesh, 1), None),  # degrade: wherever its tables lie
         out_shardings=(state, replicated(mesh)),

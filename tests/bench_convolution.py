@@ -1,11 +1,12 @@
-"""What the ConvNeXt U-Net's convolutions cost by XLA and by `colddiff.networks.convolution`.
+"""What the networks' convolutions and sums cost, by XLA and by ours, compiler option off and on.
 
-    python -m tests.bench_convolution            the whole network too: minutes, 8 GB
+    python -m tests.bench_convolution            the whole networks too: minutes, 8 GB
     python -m tests.bench_convolution --parts
 
-32 images at the paper's first level, 32² × 64; then its network, forward and train step, with plain
-Linen convolutions and with ours. Both take turns, in one run; medians and quartiles of all rounds,
-and how far the results are apart, relative to the largest. Not a test: times are to be read.
+32 images at the first level of the ConvNeXt U-Net, 32² × 64; then the paper's two networks, forward
+and train step. XLA's are what `lax.platform_dependent` gives GPUs and TPUs; the option is that of
+`colddiff.compiler`. All four take turns, in one run; medians and quartiles of all rounds, and how far
+ours is from XLA's with the option off, relative to the largest. Not a test: times are to be read.
 """
 
 import contextlib
@@ -14,37 +15,39 @@ import time
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
 
-from colddiff.networks import ConvNeXtUNet, convnext_unet, convolution, init_params
+from colddiff.compiler import cpu_options
+from colddiff.networks import ConvNeXtUNet, ResNetUNet, init_params
+from colddiff.networks.convolution import convolve, upsample
+from colddiff.networks.pixels import pixel_sum
 
 BATCH, ROUNDS = 32, 7
-LAYOUT = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def parts() -> Iterator[tuple[str, Callable, Callable, tuple, tuple]]:
-    """(name, XLA's, ours, shape of x, shape of the kernel)."""
-    around = lambda pad: ((pad, pad), (pad, pad))  # noqa: E731
+def parts() -> Iterator[tuple[str, Callable, tuple[int, ...], tuple[int, ...]]]:
+    """(name, function of x and a kernel, shape of x, shape of the kernel)."""
 
-    def pair(strides, pad, groups):
-        settings = dict(feature_group_count=groups, **LAYOUT)
-        return (
-            lambda x, k: lax.conv_general_dilated(x, k, strides, around(pad), **settings),
-            lambda x, k: convolution.convolve(x, k, strides, around(pad), **settings),
-        )
+    def conv(stride, pad):
+        return lambda x, k: convolve(x, k, stride, ((pad, pad), (pad, pad)))
+
+    def pointwise(x, k):
+        layout = ("NHWC", "HWIO", "NHWC")
+        product = lambda x, k: convolve(x, k, 1, ((0, 0), (0, 0)))  # noqa: E731
+        xla = lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=layout)  # noqa: E731
+        return lax.platform_dependent(x, k, cpu=product, default=xla)
 
     image = (BATCH, 32, 32, 64)
-    yield "depthwise 7×7", *pair((1, 1), 3, 64), image, (7, 7, 1, 64)
-    yield "1×1, 64 → 384", *pair((1, 1), 0, 1), image, (1, 1, 64, 384)
-    yield "3×3, 64 → 128", *pair((1, 1), 1, 1), image, (3, 3, 64, 128)
-    yield "4×4, stride 2", *pair((2, 2), 1, 1), image, (4, 4, 64, 64)
-    up = lambda x, k: lax.conv_transpose(x, k, (2, 2), "SAME")  # noqa: E731
-    yield "4×4 transposed", up, convolution._upsample, (BATCH, 16, 16, 64), (4, 4, 64, 64)
+    yield "depthwise 7×7", conv(1, 3), image, (7, 7, 1, 64)
+    yield "1×1, 64 → 384", pointwise, image, (1, 1, 64, 384)
+    yield "3×3, 64 → 128", conv(1, 1), image, (3, 3, 64, 128)
+    yield "4×4, stride 2", conv(2, 1), image, (4, 4, 64, 64)
+    yield "4×4 transposed", upsample, (BATCH, 16, 16, 64), (4, 4, 64, 64)
+    yield "sum over pixels", lambda x, k: pixel_sum(x * k), (BATCH, 1024, 64), (1, 1, 64)
 
 
 def gradient(function: Callable, index: int) -> Callable:
@@ -63,85 +66,79 @@ def gradient(function: Callable, index: int) -> Callable:
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """The network as Linen alone would have it."""
-
-    class ConvTranspose(nn.ConvTranspose):
-        kernel_size: tuple[int, int] = (4, 4)
-        strides: tuple[int, int] = (2, 2)
-
-    with (
-        mock.patch.object(convnext_unet, "convolve", None),
-        mock.patch.object(convnext_unet, "ConvTranspose", ConvTranspose),
-    ):
+def elsewhere() -> Iterator[None]:
+    """Everything as it is on GPUs and TPUs."""
+    with mock.patch.object(lax, "platform_dependent", lambda *a, cpu, default: default(*a)):
         yield
 
 
-def compare(name: str, theirs: Callable, ours: Callable, *arguments: jax.Array) -> None:
-    """One row of the table; the functions are compiled, and give trees of arrays."""
-    a, b = (jax.tree.leaves(jax.device_get(f(*arguments))) for f in (theirs, ours))
-    apart = np.max([np.abs(x - y).max() / np.abs(x).max() for x, y in zip(a, b, strict=True)])
-    times = [[], []]
+def variants(function: Callable, *arguments: jax.Array) -> list[Callable]:
+    """Compiled: XLA's, option off and on; ours, option off and on."""
+    found = []
+    for context in (elsewhere, contextlib.nullcontext):
+        for options in (None, cpu_options()):
+            with context():
+                # A function of its own, or jit would give what it has already.
+                own = jax.jit(lambda *a: function(*a), compiler_options=options)
+                found.append(own.lower(*arguments).compile())
+    return found
+
+
+def compare(name: str, function: Callable, *arguments: jax.Array) -> None:
+    """One row of the table."""
+    programs = variants(function, *arguments)
+    results = [jax.tree.leaves(jax.device_get(program(*arguments))) for program in programs]
+    pairs = zip(results[0], results[-1], strict=True)
+    apart = np.max([np.abs(x - y).max() / np.abs(x).max() for x, y in pairs])
+    times = [[] for _ in programs]
     for _ in range(ROUNDS):
-        for function, found in zip((theirs, ours), times, strict=True):
+        for program, found in zip(programs, times, strict=True):
             begin = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
+            jax.block_until_ready(program(*arguments))
             found.append(1e3 * (time.perf_counter() - begin))
     quartiles = [np.quantile(found, (0.25, 0.5, 0.75)) for found in times]
     cells = [f"{q[1]:.3g} ({q[0]:.3g} – {q[2]:.3g})" for q in quartiles]
-    ratio = quartiles[0][1] / quartiles[1][1]
-    sys.stdout.write(f"| {name} | {' | '.join(cells)} | {ratio:.2g} | {apart:.1e} |\n")
+    sys.stdout.write(f"| {name} | {' | '.join(cells)} | {apart:.1e} |\n")
     sys.stdout.flush()
-
-
-def compiled(function: Callable, *arguments: jax.Array) -> Callable:
-    return jax.jit(function).lower(*arguments).compile()
 
 
 def main() -> None:
     device = jax.devices()[0]
     sys.stdout.write(f"{BATCH} images, {device.platform} {device.device_kind}, ms\n\n")
-    sys.stdout.write("| | XLA | here | ratio | apart |\n|---|---|---|---|---|\n")
-    for name, theirs, ours, *shapes in parts():
+    sys.stdout.write(
+        "| | XLA, off | XLA, on | here, off | here, on | apart |\n" + "|---" * 6 + "|\n"
+    )
+    for name, function, *shapes in parts():
         x, kernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(shapes))
-        dy = jax.random.normal(jax.random.key(2), jax.eval_shape(theirs, x, kernel).shape)
-        pair = (theirs, ours)
-        compare(f"{name}, forward", *(compiled(f, x, kernel) for f in pair), x, kernel)
+        dy = jax.random.normal(jax.random.key(2), jax.eval_shape(function, x, kernel).shape)
+        compare(f"{name}, forward", function, x, kernel)
         for index, what in enumerate(("input", "kernel")):
-            both = (compiled(gradient(f, index), x, kernel, dy) for f in pair)
-            compare(f"{name}, gradient to the {what}", *both, x, kernel, dy)
+            compare(f"{name}, gradient to the {what}", gradient(function, index), x, kernel, dy)
     if "--parts" in sys.argv:
         return
 
-    model, optimizer = ConvNeXtUNet(channels=3), optax.adam(2e-5)
     x = jax.random.uniform(jax.random.key(0), (BATCH, 32, 32, 3), minval=-1.0, maxval=1.0)
-    t = jnp.arange(BATCH)
-    params = jax.jit(lambda key: init_params(model, key, x[:1], t[:1]))(jax.random.key(1))
-    state = optimizer.init(params)
+    t, optimizer = jnp.arange(BATCH), optax.adam(2e-5)
+    for model in (ConvNeXtUNet(channels=3), ResNetUNet(channels=3)):
+        params = jax.jit(lambda key, m=model: init_params(m, key, x[:1], t[:1]))(jax.random.key(1))
 
-    def forward(params, x, t):
-        return model.apply({"params": params}, x, t)
+        def restore(params, train, model=model):
+            rngs = {"dropout": jax.random.key(2)}
+            return model.apply({"params": params}, x, t, train=train, rngs=rngs)
 
-    def gradients(params, x, t):
-        loss = lambda params: jnp.mean(jnp.abs(forward(params, x, t) - x))  # noqa: E731
-        return jax.value_and_grad(loss)(params)
+        def gradients(params, restore=restore):
+            loss = lambda params: jnp.mean(jnp.abs(restore(params, True) - x))  # noqa: E731
+            return jax.value_and_grad(loss)(params)
 
-    def train_step(params, state, x, t):
-        value, grads = gradients(params, x, t)
-        updates, state = optimizer.update(grads, state)
-        return optax.apply_updates(params, updates), state, value
+        def train_step(params, state, gradients=gradients):
+            value, grads = gradients(params)
+            updates, state = optimizer.update(grads, state)
+            return optax.apply_updates(params, updates), state, value
 
-    rows = (
-        ("forward", forward, (params, x, t)),
-        ("gradients", gradients, (params, x, t)),
-        # Adam's first step divides each gradient by its size: the rounding of the least shows.
-        ("train step", train_step, (params, state, x, t)),
-    )
-    for name, function, arguments in rows:
-        with plain():
-            # A function of its own, or jit would give what it has already.
-            theirs = compiled(lambda *a, f=function: f(*a), *arguments)
-        compare(f"network, {name}", theirs, compiled(function, *arguments), *arguments)
+        name = type(model).__name__
+        compare(f"{name}, forward", lambda params, restore=restore: restore(params, False), params)
+        compare(f"{name}, gradients", gradients, params)
+        compare(f"{name}, train step", train_step, params, optimizer.init(params))
 
 
 if __name__ == "__main__":

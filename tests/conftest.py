@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -198,12 +198,14 @@ def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
     return run_program("-m", "colddiff.main", *args, devices=devices)
 
 
-def run_program(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
-    """Runs Python with these arguments to its end."""
+def run_program(
+    *args: object, devices: int = 1, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """Runs Python with these arguments, and more environment variables, to its end."""
     return subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=ROOT,
-        env=environment(devices),
+        env=environment(devices) | dict(variables or {}),
         capture_output=True,
         text=True,
         timeout=300,

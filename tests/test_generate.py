@@ -20,7 +20,7 @@ from colddiff import data
 from colddiff.degradations import gaussian_noise
 from colddiff.errors import UserError
 from colddiff.generate import folder_of, generate, parse_seeds
-from colddiff.inference import Run, run_sampler
+from colddiff.inference import Run, _places, run_sampler
 from colddiff.samplers import ddim, tacos
 from colddiff.train import train
 
@@ -60,7 +60,18 @@ def test_wrong_seeds_are_refused(text):
 
 def test_an_image_is_its_seeds_alone(run):
     """To the bit: in two rounds of four devices, in one, and alone, on every device alike."""
-    seeds = [5, 0, 9, 2, 4, 1, 77, 2**32 - 1, 12, 13]
+    seeds = [
+        5,
+        0,
+        9,
+        2,
+        4,
+        1,
+        77,
+        2**32 - 1,
+        12,
+        13,
+    ]  # four even ones, first in a chunk of 2, and six odd ones
     together, iterates = run.generate(run.params, seeds, iterates_at=[4, 0])
     together = np.asarray(together)
     for some in ([2, 9, 5], [2**32 - 1], [13, 4, 2, 9, 5, 0, 1, 12, 77]):
@@ -72,6 +83,18 @@ def test_an_image_is_its_seeds_alone(run):
     flat = together.reshape(8, -1)
     distances = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + np.eye(8)
     assert distances.min() > 1e-4  # eight different images
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+@pytest.mark.parametrize(
+    "seeds", [range(20), range(1000, 1100), [3], [7, 0, 14, 21, 2**32 - 1, 2**32 - 2, 1], [5, 5, 5]]
+)
+def test_a_seed_has_one_place_in_every_chunk(seeds, count):
+    seeds = np.array(seeds)
+    places = _places(seeds, count)
+    assert np.array_equal(places % count, seeds % count) and len(set(places)) == len(seeds)
+    largest = max(np.sum(seeds % count == r) for r in range(count))
+    assert places.max() // count == largest - 1  # chunks, as few as can be
 
 
 def test_generating_is_sampling_from_the_prior(run):

@@ -11,7 +11,7 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"files"},
-    {"images", "metrics", "networks", "page", "plots", "progress", "pth"},
+    {"compiler", "images", "metrics", "networks", "page", "plots", "progress", "pth"},
     {"degradations"},
     {"priors", "samplers"},
     {"data", "devices"},

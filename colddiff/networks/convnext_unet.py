@@ -9,8 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from colddiff.networks.convolution import ConvTranspose, convolve
-from colddiff.networks.layers import check_input, sinusoidal_embedding
+from colddiff.networks.layers import (
+    Conv,
+    ConvTranspose,
+    LayerNorm,
+    check_input,
+    sinusoidal_embedding,
+)
+from colddiff.networks.pixels import add
 
 _HEADS, _HEAD_WIDTH = 4, 32
 
@@ -53,7 +59,7 @@ class ConvNeXtUNet(nn.Module):
             x = level(x, f, first_norm=i > 0)
             skips.append(x)
             if i < len(features) - 1:
-                x = _conv(f, 4, self.dtype, strides=2)(x)
+                x = Conv(f, 4, self.dtype, strides=2)(x)
 
         x = _Block(features[-1], dtype=self.dtype)(x, time)
         x = _LinearAttention(dtype=self.dtype)(x)
@@ -65,7 +71,7 @@ class ConvNeXtUNet(nn.Module):
             x = ConvTranspose(f, dtype=self.dtype)(x)
 
         x = _Block(self.width, dtype=self.dtype)(x, None)
-        x0_hat = _conv(self.channels, 1, self.dtype)(x).astype(jnp.float32)
+        x0_hat = Conv(self.channels, 1, self.dtype)(x).astype(jnp.float32)
         return xt + x0_hat if self.residual else x0_hat
 
     def _embed(self, t: jax.Array) -> jax.Array:
@@ -85,16 +91,15 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
-        h = _conv(width, 7, self.dtype, groups=width)(x)
+        h = Conv(width, 7, self.dtype, groups=width)(x)
         if time is not None:
             time = nn.gelu(time, approximate=False)
-            time = nn.Dense(width, dtype=self.dtype)(time)
-            h = h + time[:, None, None, :]
+            h = add(h, nn.Dense(width, dtype=self.dtype)(time))
         if self.norm:
-            h = _layer_norm(self.dtype)(h)
-        h = _conv(2 * self.features, 3, self.dtype)(h)
-        h = _conv(self.features, 3, self.dtype)(nn.gelu(h, approximate=False))
-        return h + (x if width == self.features else _conv(self.features, 1, self.dtype)(x))
+            h = LayerNorm(self.dtype)(h)
+        h = Conv(2 * self.features, 3, self.dtype)(h)
+        h = Conv(self.features, 3, self.dtype)(nn.gelu(h, approximate=False))
+        return h + (x if width == self.features else Conv(self.features, 1, self.dtype)(x))
 
 
 class _LinearAttention(nn.Module):
@@ -106,37 +111,10 @@ class _LinearAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, features = x.shape
         inner = _HEADS * _HEAD_WIDTH
-        qkv = _conv(3 * inner, 1, self.dtype, bias=False)(_layer_norm(self.dtype)(x))
+        qkv = Conv(3 * inner, 1, self.dtype, use_bias=False)(LayerNorm(self.dtype)(x))
         by_head = (B, H * W, _HEADS, _HEAD_WIDTH)
         q, k, v = (part.reshape(by_head) for part in jnp.split(qkv, 3, axis=-1))
         k = jax.nn.softmax(k.astype(jnp.float32), axis=1).astype(self.dtype)
         context = jnp.einsum("bnhd,bnhe->bhde", k, v)
         out = jnp.einsum("bhde,bnhd->bnhe", context, q * _HEAD_WIDTH**-0.5)
-        return x + _conv(features, 1, self.dtype)(out.reshape(B, H, W, inner))
-
-
-def _layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
-    """Over the channels of each pixel."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype)
-
-
-def _conv(
-    features: int,
-    size: int,
-    dtype: jnp.dtype,
-    *,
-    strides: int = 1,
-    groups: int = 1,
-    bias: bool = True,
-) -> nn.Conv:
-    """A `size`×`size` convolution, padded so that only `strides` change the image's size."""
-    return nn.Conv(
-        features,
-        (size, size),
-        strides,
-        padding=(size - 1) // 2,
-        feature_group_count=groups,
-        use_bias=bias,
-        dtype=dtype,
-        conv_general_dilated=convolve,
-    )
+        return x + Conv(features, 1, self.dtype)(out.reshape(B, H, W, inner))

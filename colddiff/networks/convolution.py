@@ -10,10 +10,9 @@ Images are `[B, H, W, C]`, kernels `[h, w, I, O]` (depthwise `[h, w, 1, C]`), of
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,56 +22,14 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 _AROUND = ((1, 1), (1, 1))  # the padding of a 4×4 kernel that halves an image's size
 
 
-def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    lhs_dilation: Sequence[int] = (1, 1),
-    rhs_dilation: Sequence[int] = (1, 1),
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-) -> jax.Array:
-    """`lax.conv_general_dilated` of this module's layout: `nn.Conv(conv_general_dilated=convolve)`.
-
-    Raises:
-      NotImplementedError: a dilation or precision is given: the networks have none.
-    """
-    del dimension_numbers  # Linen's are this module's
-    if {*lhs_dilation, *rhs_dilation} != {1} or precision is not None:
-        given = f"{lhs_dilation}, {rhs_dilation}, {precision}"
-        raise NotImplementedError(f"neither dilation nor precision can be given; got {given}")
-    strides, padding = tuple(strides), tuple(map(tuple, padding))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Return the convolution of images with a kernel, in groups if its I is a part of their C."""
     h, w, inputs, outputs = kernel.shape
-    fits = all(0 <= p < n for n, sides in zip((h, w), padding, strict=True) for p in sides)
-    if inputs == 1 < outputs == feature_group_count and strides == (1, 1) and fits:
+    if inputs == 1 < outputs == x.shape[-1] and stride == 1:
         return _depthwise(x, kernel, padding)
-    if (h, w) == strides == (1, 1) and feature_group_count == 1 and fits:
+    if h == w == stride == 1:
         return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
-    return _xla(x, kernel, strides, padding)
-
-
-class ConvTranspose(nn.Module):
-    """`nn.ConvTranspose` of a 4×4 kernel that doubles an image's size, with the same parameters."""
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, 2H, 2W, features]`."""
-        shape = (4, 4, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return _upsample(x, kernel) + bias[None, None, None]
-
-
-def _on(cpu: Callable, elsewhere: Callable, *arguments: jax.Array) -> Any:
-    """`cpu(*arguments)` where the program is compiled for a CPU, else `elsewhere(*arguments)`."""
-    return lax.platform_dependent(*arguments, cpu=cpu, default=elsewhere)
+    return _xla(x, kernel, (stride, stride), padding)
 
 
 # The convolutions. Each has a rule for its gradients, `(*settings, (x, kernel), dy)`.
@@ -88,7 +45,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """Every channel with its own kernel."""
     ours = functools.partial(_shifted_sum, padding=padding)
     theirs = functools.partial(_xla, strides=(1, 1), padding=padding)
-    return _on(ours, theirs, x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=ours, default=theirs)
 
 
 def _depthwise_gradients(padding, inputs, dy):
@@ -96,16 +53,17 @@ def _depthwise_gradients(padding, inputs, dy):
         dx = _shifted_sum(dy, kernel[::-1, ::-1], _adjoint(padding, kernel))
         return dx, _depthwise_kernel_gradient(x, dy, kernel, padding)
 
-    return _on(ours, _gradients_of(_xla, (1, 1), padding), *inputs, dy)
+    theirs = _gradients_of(_xla, (1, 1), padding)
+    return lax.platform_dependent(*inputs, dy, cpu=ours, default=theirs)
 
 
 _with_gradients(_depthwise, _depthwise_gradients)
 
 
 @jax.custom_vjp
-def _upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The transposed convolution of a 4×4 kernel and stride 2."""
-    return _on(_by_parity, _transposed, x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_by_parity, default=_transposed)
 
 
 def _upsample_gradients(inputs, dy):
@@ -114,10 +72,11 @@ def _upsample_gradients(inputs, dy):
         dx, pull = jax.vjp(lambda k: _xla(dy, k, (2, 2), _AROUND), _turned(kernel))
         return dx, _turned(*pull(x))
 
-    return _on(ours, _gradients_of(_transposed), *inputs, dy)
+    theirs = _gradients_of(_transposed)
+    return lax.platform_dependent(*inputs, dy, cpu=ours, default=theirs)
 
 
-_with_gradients(_upsample, _upsample_gradients)
+_with_gradients(upsample, _upsample_gradients)
 
 
 # How XLA has them.

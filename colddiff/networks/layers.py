@@ -1,4 +1,8 @@
-"""What both networks share: initial parameters, the time embedding, the check of the input."""
+"""What both networks share: layers over images, initial parameters, the time embedding.
+
+Layers have the parameters of Flax's of the same name. They compute in `dtype`; parameters and sums
+are float32. How convolutions and sums over pixels are computed is in `convolution` and `pixels`.
+"""
 
 import itertools
 import math
@@ -10,6 +14,125 @@ import jax
 import jax.numpy as jnp
 
 from colddiff.errors import UserError
+from colddiff.networks.convolution import Padding, convolve, upsample
+from colddiff.networks.pixels import add, pixel_sum, spread
+
+_KERNEL = nn.initializers.lecun_normal()  # `init_params` draws them anew
+_ZEROS, _ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
+
+
+class Conv(nn.Module):
+    """`nn.Conv` of a `size`×`size` kernel over images.
+
+    Attributes:
+      features: channels of the output.
+      size: of the kernel, in pixels.
+      dtype: of the computation.
+      strides: 2 halves the image.
+      padding: ((top, bottom), (left, right)); None leaves the image's size to `strides` alone.
+      groups: 1, or as many as the input has channels.
+      use_bias: whether a bias is added.
+      double: whether the image is doubled first, by its nearest pixels; of 3×3 kernels.
+    """
+
+    features: int
+    size: int
+    dtype: jnp.dtype
+    strides: int = 1
+    padding: Padding | None = None
+    groups: int = 1
+    use_bias: bool = True
+    double: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H', W', features]` of `[B, H, W, C]`."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", _KERNEL, shape)
+        x = x.astype(self.dtype)
+        if self.double:
+            # Two neighbours in a doubled image are one pixel: the kernel's entries add up.
+            for axis in (0, 1):
+                sides = [[(0, 0)] * 4 for _ in range(2)]
+                sides[0][axis], sides[1][axis] = (0, 1), (1, 0)
+                kernel = jnp.pad(kernel, sides[0]) + jnp.pad(kernel, sides[1])
+            y = upsample(x, kernel.astype(self.dtype))
+        else:
+            same = ((self.size - 1) // 2,) * 2
+            padding = self.padding or (same, same)
+            y = convolve(x, kernel.astype(self.dtype), self.strides, padding)
+        if not self.use_bias:
+            return y
+        return add(y, self.param("bias", _ZEROS, (self.features,)).astype(self.dtype))
+
+
+class ConvTranspose(nn.Module):
+    """`nn.ConvTranspose` of a 4×4 kernel that doubles an image's size."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, 2H, 2W, features]` of `[B, H, W, C]`."""
+        kernel = self.param("kernel", _KERNEL, (4, 4, x.shape[-1], self.features))
+        bias = self.param("bias", _ZEROS, (self.features,))
+        y = upsample(x.astype(self.dtype), kernel.astype(self.dtype))
+        return add(y, bias.astype(self.dtype))
+
+
+class Dense(nn.Module):
+    """`nn.Dense` over the pixels of images."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, ..., features]` of `[B, ..., C]`."""
+        kernel = self.param("kernel", _KERNEL, (x.shape[-1], self.features))
+        bias = self.param("bias", _ZEROS, (self.features,))
+        return add(x.astype(self.dtype) @ kernel.astype(self.dtype), bias.astype(self.dtype))
+
+
+class GroupNorm(nn.Module):
+    """`nn.GroupNorm` with 32 groups, or the most of at most 32 that the width allows."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The same shape, `[B, ..., C]`."""
+        B, C = len(x), x.shape[-1]
+        flat = x.reshape(B, -1, C).astype(jnp.float32)
+        N, groups = flat.shape[1], math.gcd(32, C)
+
+        def mean(values):
+            """Over the pixels and channels of each group, `[B, 1, C]`."""
+            of_group = pixel_sum(values).reshape(B, groups, -1).mean(-1, keepdims=True) / N
+            return jnp.broadcast_to(of_group, (B, groups, C // groups)).reshape(B, 1, C)
+
+        centred = flat - spread(mean(flat), N)
+        scale = self.param("scale", _ONES, (C,)) * jax.lax.rsqrt(mean(centred**2) + 1e-6)
+        bias = self.param("bias", _ZEROS, (C,))
+        return add(centred * spread(scale, N), bias).reshape(x.shape).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """`nn.LayerNorm` over the channels of each pixel."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The same shape, `[B, ..., C]`."""
+        B, C = len(x), x.shape[-1]
+        flat = x.reshape(B, -1, C).astype(jnp.float32)
+        centred = flat - flat.mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        scale = jnp.broadcast_to(self.param("scale", _ONES, (C,)), (B, 1, C))
+        bias = self.param("bias", _ZEROS, (C,))
+        return add(normal * spread(scale, flat.shape[1]), bias).reshape(x.shape).astype(self.dtype)
 
 
 def init_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:

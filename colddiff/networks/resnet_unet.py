@@ -3,14 +3,14 @@
 35.7 M parameters at width 128, multipliers 1-2-2-2 and 3 channels.
 """
 
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from colddiff.networks.layers import check_input, sinusoidal_embedding
+from colddiff.networks.layers import Conv, Dense, GroupNorm, check_input, sinusoidal_embedding
+from colddiff.networks.pixels import add
 
 
 class ResNetUNet(nn.Module):
@@ -46,7 +46,7 @@ class ResNetUNet(nn.Module):
             x = _Block(features, self.dropout, self.dtype)(x, time, train)
             return _Attention(self.dtype)(x) if x.shape[1] in self.attention_sizes else x
 
-        x = _conv(self.width, self.dtype)(xt.astype(self.dtype))
+        x = Conv(self.width, 3, self.dtype)(xt)
         skips = [x]
         for i, f in enumerate(features):
             for _ in range(self.num_blocks):
@@ -54,7 +54,7 @@ class ResNetUNet(nn.Module):
                 skips.append(x)
             if i < len(features) - 1:
                 # Padded at the bottom and right alone, as in TensorFlow's 'SAME'.
-                x = _conv(f, self.dtype, strides=2, padding=((0, 1), (0, 1)))(x)
+                x = Conv(f, 3, self.dtype, strides=2, padding=((0, 1), (0, 1)))(x)
                 skips.append(x)
 
         x = _Block(features[-1], self.dropout, self.dtype)(x, time, train)
@@ -65,10 +65,10 @@ class ResNetUNet(nn.Module):
             for _ in range(self.num_blocks + 1):
                 x = block(jnp.concatenate([x, skips.pop()], axis=-1), f)
             if i > 0:
-                x = _conv(f, self.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))
+                x = Conv(f, 3, self.dtype, double=True)(x)
 
-        x = nn.swish(_group_norm(x.shape[-1], self.dtype)(x))
-        return _conv(self.channels, self.dtype)(x).astype(jnp.float32)
+        x = nn.swish(GroupNorm(self.dtype)(x))
+        return Conv(self.channels, 3, self.dtype)(x).astype(jnp.float32)
 
     def _embed(self, t: jax.Array) -> jax.Array:
         """Time features `[B, 4 width]`."""
@@ -86,14 +86,13 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, train: bool) -> jax.Array:
-        dense = lambda f: nn.Dense(f, dtype=self.dtype)  # noqa: E731
-        h = nn.swish(_group_norm(x.shape[-1], self.dtype)(x))
-        h = _conv(self.features, self.dtype)(h)
-        h = h + dense(self.features)(nn.swish(time))[:, None, None, :]
-        h = nn.swish(_group_norm(self.features, self.dtype)(h))
+        h = nn.swish(GroupNorm(self.dtype)(x))
+        h = Conv(self.features, 3, self.dtype)(h)
+        h = add(h, nn.Dense(self.features, dtype=self.dtype)(nn.swish(time)))
+        h = nn.swish(GroupNorm(self.dtype)(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = _conv(self.features, self.dtype)(h)
-        return h + (x if x.shape[-1] == self.features else dense(self.features)(x))
+        h = Conv(self.features, 3, self.dtype)(h)
+        return h + (x if x.shape[-1] == self.features else Dense(self.features, self.dtype)(x))
 
 
 class _Attention(nn.Module):
@@ -104,26 +103,9 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         B, H, W, features = x.shape
-        dense = lambda: nn.Dense(features, dtype=self.dtype)  # noqa: E731
-        h = _group_norm(features, self.dtype)(x).reshape(B, H * W, features)
+        dense = lambda: Dense(features, self.dtype)  # noqa: E731
+        h = GroupNorm(self.dtype)(x).reshape(B, H * W, features)
         q, k, v = dense()(h), dense()(h), dense()(h)
         scores = jnp.einsum("bic,bjc->bij", q, k).astype(jnp.float32) * features**-0.5
         h = jnp.einsum("bij,bjc->bic", jax.nn.softmax(scores).astype(self.dtype), v)
         return x + dense()(h).reshape(x.shape)
-
-
-def _group_norm(features: int, dtype: jnp.dtype) -> nn.GroupNorm:
-    """32 groups, or the most of at most 32 that a width not divisible by 32 allows."""
-    groups = math.gcd(32, features)
-    return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, dtype=dtype)
-
-
-def _conv(
-    features: int,
-    dtype: jnp.dtype,
-    *,
-    strides: int = 1,
-    padding: int | tuple[tuple[int, int], ...] = 1,
-) -> nn.Conv:
-    """A 3×3 convolution."""
-    return nn.Conv(features, (3, 3), strides, padding, dtype=dtype)

@@ -1,0 +1,61 @@
+"""How programs that hold a network are compiled: `network_jit` instead of `jax.jit`.
+
+On the CPU, jaxlib 0.10 and 0.11 hand convolutions to the YNNPACK library, which runs them at a
+sixth to three quarters of the speed of XLA's own (docs/performance.md). One compiler option leaves
+YNNPACK the matrix products alone. No network and no loop lives here.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SWITCH = "COLDDIFF_CPU_TUNING"  # an environment variable: 0 leaves XLA's choice
+
+_FIELD = "xla_cpu_experimental_ynn_fusion_type"
+_OPTIONS = {_FIELD: ""}  # no kind of operation
+
+
+def network_jit(function: Callable, **settings: Any) -> Callable:
+    """Return `jax.jit(function, **settings)`, compiled with `cpu_options` where they apply.
+
+    JAX takes compiler options for the outermost `jit` only, so inside another one this is a plain
+    `jax.jit`. The result has `lower`, as that of `jax.jit` does.
+    """
+    plain = jax.jit(function, **settings)
+
+    @functools.cache
+    def tuned() -> Callable:
+        return jax.jit(function, compiler_options=cpu_options(), **settings)
+
+    def jitted() -> Callable:
+        # Everything that JAX computes while it traces is a tracer, constants too.
+        nested = isinstance(jnp.zeros(()), jax.core.Tracer)
+        return plain if nested else tuned()
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return jitted()(*args, **kwargs)
+
+    call.lower = lambda *args, **kwargs: jitted().lower(*args, **kwargs)
+    return call
+
+
+@functools.cache
+def cpu_options() -> dict[str, str] | None:
+    """Return the compiler options for programs with a network; None to compile as XLA does.
+
+    None on GPUs and TPUs, for a jaxlib that does not know the option, if the environment has
+    `COLDDIFF_CPU_TUNING=0`, or if its `XLA_FLAGS` set the option themselves.
+    """
+    switched_off = os.environ.get(SWITCH) == "0" or _FIELD in os.environ.get("XLA_FLAGS", "")
+    if switched_off or jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: no such option, or no such value
+        return None
+    return _OPTIONS
