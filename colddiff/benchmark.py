@@ -21,6 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from colddiff.build import Experiment, build
+from colddiff.compiler import cpu_options, network_jit
 from colddiff.devices import create_mesh, replicate, replicated, split_axis
 from colddiff.errors import UserError
 from colddiff.examples import load_train_images, train_batches
@@ -69,6 +70,7 @@ class Benchmark(NamedTuple):
       peak: FLOP/s of a large matrix product in the network's dtype, on all devices, the median.
       waiting: share of the training loop's time that it waits for data, while steps run.
       outside: share of full sampling that is not the network.
+      compiler_options: of the programs that hold the network (`colddiff.compiler`); empty for none.
     """
 
     device: str
@@ -78,6 +80,7 @@ class Benchmark(NamedTuple):
     peak: float
     waiting: float
     outside: float
+    compiler_options: dict[str, str]
     timings: list[Timing]
 
 
@@ -135,6 +138,7 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
         peak=peak.flops / peak.median,
         waiting=_waiting(step, batches, ready=4 * config.data.threads),
         outside=timings[_NO_NETWORK].median / timings[_SAMPLING].median,
+        compiler_options=cpu_options() or {},
         timings=[*starts, *timings.values()],
     )
 
@@ -146,14 +150,15 @@ def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, params: Any) -> Iter
 
     square = jax.device_put(jnp.ones((_SIDE * mesh.size, _SIDE), dtype), split)
     right = jax.device_put(jnp.ones((_SIDE, _SIDE), dtype), replicated(mesh))
-    yield _compiled(_PEAK, 0, jnp.matmul, square, right)
+    yield _compiled(_PEAK, 0, jax.jit(jnp.matmul), square, right)
 
     count, key = config.train.batch_size, jax.random.key(0)
     x0 = jax.random.uniform(key, (count, *experiment.image_shape), minval=-1.0, maxval=1.0)
     x0, keys, t = jax.device_put((x0, image_keys(key, 0, count), jnp.full(count, T)), split)
-    yield _compiled("forward", count, experiment.restore, params, x0, t)
+    yield _compiled("forward", count, network_jit(experiment.restore), params, x0, t)
 
-    each = jax.vmap(lambda degrade, x0, t, key: degrade(x0, t, key), (None, 0, None, 0))
+    one = lambda degrade, x0, t, key: degrade(x0, t, key)  # noqa: E731
+    each = jax.jit(jax.vmap(one, (None, 0, None, 0)))
     for t in dict.fromkeys((1, max(T // 2, 1), T)):
         yield _compiled(f"degrade, t={t}", count, each, experiment.degrade, x0, jnp.int32(t), keys)
 
@@ -164,7 +169,7 @@ def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, params: Any) -> Iter
 
 
 def _compiled(name: str, images: int, function: Callable, *arguments: Any) -> _Part:
-    program, seconds = _compile(jax.jit(function), *arguments)
+    program, seconds = _compile(function, *arguments)
     return _Part(name, lambda: program(*arguments), images, program, seconds)
 
 
@@ -290,6 +295,7 @@ def markdown(found: Benchmark) -> str:
             ]
         )
     settings = found.config
+    options = ", ".join(f"{name}={value!r}" for name, value in found.compiler_options.items())
     lines = [
         f"{found.devices} × {found.device}, jax {found.jax}; {settings['model']['name']}, "
         f"{settings['model']['dtype']}, images of {settings['data']['image_size']}² × "
@@ -301,6 +307,7 @@ def markdown(found: Benchmark) -> str:
         f"Matrix products of {_SIDE}²: {found.peak / 1e9:.4g} GFLOP/s, the peak. "
         f"Training waits for data {found.waiting:.1%} of its time. "
         f"Of sampling, {found.outside:.1%} is not the network.",
+        f"Compiler options of the network's programs: {options or 'none'}.",
     ]
     return "\n".join(lines)
 

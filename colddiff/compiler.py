@@ -1,8 +1,8 @@
 """How programs that hold a network are compiled: `network_jit` instead of `jax.jit`.
 
 On the CPU, jaxlib 0.10 and 0.11 hand convolutions to the YNNPACK library, which runs them at a
-sixth to three quarters of the speed of XLA's own (docs/performance.md). One compiler option leaves
-YNNPACK the matrix products alone. No network and no loop lives here.
+sixth to three quarters of the speed of XLA's own kernels (docs/performance.md). One compiler option
+keeps them from it. No network and no loop lives here.
 """
 
 import functools
@@ -13,17 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-SWITCH = "COLDDIFF_CPU_TUNING"  # an environment variable: 0 leaves XLA's choice
-
 _FIELD = "xla_cpu_experimental_ynn_fusion_type"
-_OPTIONS = {_FIELD: ""}  # no kind of operation
+_OPTIONS = {_FIELD: ""}  # a list of the kinds of operation that YNNPACK runs: none
 
 
 def network_jit(function: Callable, **settings: Any) -> Callable:
     """Return `jax.jit(function, **settings)`, compiled with `cpu_options` where they apply.
 
-    JAX takes compiler options for the outermost `jit` only, so inside another one this is a plain
-    `jax.jit`. The result has `lower`, as that of `jax.jit` does.
+    JAX takes compiler options for the outermost `jit` only, so inside another transformation this
+    is a plain `jax.jit`. The result has `lower`, as that of `jax.jit` does.
     """
     plain = jax.jit(function, **settings)
 
@@ -31,16 +29,16 @@ def network_jit(function: Callable, **settings: Any) -> Callable:
     def tuned() -> Callable:
         return jax.jit(function, compiler_options=cpu_options(), **settings)
 
-    def jitted() -> Callable:
-        # Everything that JAX computes while it traces is a tracer, constants too.
-        nested = isinstance(jnp.zeros(()), jax.core.Tracer)
-        return plain if nested else tuned()
+    def jitted(*arguments: Any) -> Callable:
+        # While JAX traces a function, its constants are tracers too.
+        leaves = jax.tree.leaves((arguments, jnp.zeros(())))
+        return plain if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) else tuned()
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return jitted()(*args, **kwargs)
+        return jitted(args, kwargs)(*args, **kwargs)
 
-    call.lower = lambda *args, **kwargs: jitted().lower(*args, **kwargs)
+    call.lower = lambda *args, **kwargs: jitted(args, kwargs).lower(*args, **kwargs)
     return call
 
 
@@ -51,8 +49,8 @@ def cpu_options() -> dict[str, str] | None:
     None on GPUs and TPUs, for a jaxlib that does not know the option, if the environment has
     `COLDDIFF_CPU_TUNING=0`, or if its `XLA_FLAGS` set the option themselves.
     """
-    switched_off = os.environ.get(SWITCH) == "0" or _FIELD in os.environ.get("XLA_FLAGS", "")
-    if switched_off or jax.default_backend() != "cpu":
+    switched_off = os.environ.get("COLDDIFF_CPU_TUNING") == "0"
+    if switched_off or _FIELD in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu":
         return None
     try:
         jax.jit(lambda: 0, compiler_options=_OPTIONS).lower().compile()

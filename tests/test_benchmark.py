@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY_FLAGS, run_main
 
 from colddiff import benchmark
+from colddiff.compiler import cpu_options
 from colddiff.errors import UserError
 from colddiff.main import _config_arguments
 
@@ -36,6 +37,8 @@ def test_every_part_is_timed_and_written(config, tmp_path, monkeypatch):
     saved = json.loads((tmp_path / "benchmark.json").read_text())
     assert [t["name"] for t in saved["timings"]] == parts
     assert saved["config"]["model"]["name"] == config.model.name
+    assert saved["compiler_options"] == (cpu_options() or {})
+    assert all(f"{name}=" in text for name in saved["compiler_options"])
 
 
 def test_a_start_that_fails_says_why():

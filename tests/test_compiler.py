@@ -12,7 +12,7 @@ from jax import lax
 from colddiff import compiler
 from colddiff.compiler import cpu_options, network_jit
 
-X, KERNEL = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+X, KERNEL = jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
 
 
 def convolve(x, kernel):
@@ -49,13 +49,13 @@ def test_a_program_inside_another_one():
     """JAX takes compiler options for the outermost `jit` only."""
     inner = network_jit(convolve)
     expected = convolve(X, KERNEL)
-    np.testing.assert_allclose(inner(X, KERNEL), expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(inner)(X, KERNEL), expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(lambda: inner(X, KERNEL))(), expected, rtol=1e-6)
+    np.testing.assert_allclose(inner(X, KERNEL), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(inner)(X, KERNEL), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda: inner(X, KERNEL))(), expected, rtol=1e-5)
     stacked = jax.vmap(inner, (0, None))(X[None], KERNEL)
-    np.testing.assert_allclose(stacked[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(stacked[0], expected, rtol=1e-5)
     found = jax.grad(lambda x: inner(x, KERNEL).sum())(X)
-    np.testing.assert_allclose(found, jax.grad(lambda x: convolve(x, KERNEL).sum())(X), rtol=1e-6)
+    np.testing.assert_allclose(found, jax.grad(lambda x: convolve(x, KERNEL).sum())(X), rtol=1e-5)
     assert jax.eval_shape(inner, X, KERNEL).shape == expected.shape
 
 
@@ -88,9 +88,9 @@ def test_a_jaxlib_that_does_not_know_the_option(fresh, monkeypatch, options):
 
 @pytest.mark.slow
 def test_every_program_of_a_run_has_it(tmp_path):
-    """Training, scoring and a classifier's features; none has a fusion of rank 7 or more.
+    """Training, scoring and a classifier's features: YNNPACK runs nothing of them.
 
-    At those ranks YNNPACK may crash (jax issue 39257).
+    Of the other programs it runs nothing of rank 7 or more, where it may crash (jax issue 39257).
     """
     dump = tmp_path / "programs"
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*"
@@ -112,8 +112,8 @@ def test_every_program_of_a_run_has_it(tmp_path):
     networks = {name: text for name, text in programs.items() if "convolution(" in text}
     for part in ("train_step", "run_sampler", "_score_batch", "_extract", "_classify", "jit_step"):
         assert any(part in name for name in networks), (part, sorted(networks))
-    for name, text in networks.items():
-        for body in ynn_computations(text):
-            assert "convolution(" not in body, name
-            ranks = [dims.count(",") + 1 for dims in re.findall(r"= \w+\[([\d,]+)\]", body)]
-            assert max(ranks, default=0) < 7, name
+    for name, text in programs.items():
+        bodies = ynn_computations(text)
+        assert name not in networks or not bodies, name
+        shapes = re.findall(r"= \w+\[([\d,]+)\]", "".join(bodies))
+        assert max((shape.count(",") + 1 for shape in shapes), default=0) < 7, name

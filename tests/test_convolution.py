@@ -1,4 +1,4 @@
-"""The networks' convolutions against XLA's, values and gradients; on one device and on four."""
+"""Convolutions and sums over pixels against XLA's, values and gradients; on one device and four."""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,24 @@ import pytest
 from jax import lax
 
 from colddiff.devices import create_mesh, replicated, split_axis
-from colddiff.networks import ConvNeXtUNet, ResNetUNet, convolution, init_params
+from colddiff.networks import ConvNeXtUNet, ResNetUNet, convolution, init_params, pixels
+from colddiff.networks.layers import Conv
+from colddiff.networks.pixels import pixel_sum, spread
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 AROUND = ((1, 1), (1, 1))
 
 
-def plain(x, kernel, strides, padding, groups):
+def plain(x, kernel, stride, padding):
+    groups = x.shape[-1] // kernel.shape[2]
+    strides = (stride, stride)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=LAYOUT, feature_group_count=groups
     )
 
 
-def ours(x, kernel, strides, padding, groups):
-    settings = dict(dimension_numbers=LAYOUT, lhs_dilation=(1, 1), rhs_dilation=(1, 1))
-    return convolution.convolve(x, kernel, strides, padding, feature_group_count=groups, **settings)
+def ours(x, kernel, stride, padding):
+    return convolution.convolve(x, kernel, stride, padding)
 
 
 def results(function, x, kernel):
@@ -42,31 +45,18 @@ def check_same(found, expected, tolerance=1e-5):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-CASES = {  # image, kernel, strides, padding, groups
-    "depthwise 7x7": ((4, 12, 12, 6), (7, 7, 1, 6), (1, 1), ((3, 3), (3, 3)), 6),
-    "depthwise, not square, padded unevenly": (
-        (3, 9, 7, 5),
-        (3, 5, 1, 5),
-        (1, 1),
-        ((0, 2), (1, 3)),
-        5,
-    ),
-    "one channel": ((2, 9, 9, 1), (7, 7, 1, 1), (1, 1), ((3, 3), (3, 3)), 1),
-    "two groups": ((2, 9, 9, 4), (3, 3, 2, 4), (1, 1), AROUND, 2),
-    "1x1": ((3, 5, 4, 6), (1, 1, 6, 3), (1, 1), ((0, 0), (0, 0)), 1),
-    "1x1, padded": ((3, 5, 4, 6), (1, 1, 6, 3), (1, 1), AROUND, 1),
-    "depthwise, padded by more than the kernel": (
-        (2, 5, 5, 3),
-        (3, 3, 1, 3),
-        (1, 1),
-        ((3, 3), (3, 3)),
-        3,
-    ),
-    "two outputs a channel": ((2, 6, 6, 2), (3, 3, 1, 4), (1, 1), AROUND, 2),
-    "3x3": ((4, 6, 6, 5), (3, 3, 5, 7), (1, 1), AROUND, 1),
-    "3x3, padded unevenly": ((2, 17, 16, 4), (3, 3, 4, 2), (1, 1), ((0, 2), (1, 0)), 1),
-    "4x4, halving": ((4, 8, 12, 3), (4, 4, 3, 5), (2, 2), AROUND, 1),
-    "3x3, other strides": ((4, 11, 9, 3), (3, 3, 3, 5), (2, 1), ((0, 1), (1, 1)), 1),
+CASES = {  # image, kernel, stride, padding
+    "depthwise 7x7": ((4, 12, 12, 6), (7, 7, 1, 6), 1, ((3, 3), (3, 3))),
+    "depthwise, not square, padded unevenly": ((3, 9, 7, 5), (3, 5, 1, 5), 1, ((0, 2), (1, 3))),
+    "one channel": ((2, 9, 9, 1), (7, 7, 1, 1), 1, ((3, 3), (3, 3))),
+    "two groups": ((2, 9, 9, 4), (3, 3, 2, 4), 1, AROUND),
+    "1x1": ((3, 5, 4, 6), (1, 1, 6, 3), 1, ((0, 0), (0, 0))),
+    "1x1, halving": ((3, 6, 4, 6), (1, 1, 6, 3), 2, ((0, 0), (0, 0))),
+    "depthwise, halving": ((2, 6, 6, 3), (3, 3, 1, 3), 2, AROUND),
+    "two outputs a channel": ((2, 6, 6, 2), (3, 3, 1, 4), 1, AROUND),
+    "3x3": ((4, 6, 6, 5), (3, 3, 5, 7), 1, AROUND),
+    "3x3, padded unevenly": ((2, 17, 16, 4), (3, 3, 4, 2), 1, ((0, 2), (1, 0))),
+    "4x4, halving": ((4, 8, 12, 3), (4, 4, 3, 5), 2, AROUND),
 }
 
 
@@ -85,7 +75,7 @@ def test_transposed_values_and_gradients(shape):
     kernel = jax.random.normal(jax.random.key(1), (4, 4, inputs, outputs))
     expected = results(lambda x, k: lax.conv_transpose(x, k, (2, 2), "SAME"), x, kernel)
     assert expected[0].shape == (B, 2 * H, 2 * W, outputs)
-    check_same(results(convolution._upsample, x, kernel), expected)
+    check_same(results(convolution.upsample, x, kernel), expected)
 
 
 def test_bfloat16_is_summed_in_float32():
@@ -120,13 +110,13 @@ def lowered(function, *arguments):
 def test_on_the_cpu_only():
     """Other platforms get XLA's convolutions, without loops around them."""
     x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((7, 7, 1, 4))
-    found = lowered(lambda x, k: ours(x, k, (1, 1), ((3, 3), (3, 3)), 4), x, kernel)
+    found = lowered(lambda x, k: ours(x, k, 1, ((3, 3), (3, 3))), x, kernel)
     assert "while" in found["cpu"] and "stablehlo.convolution" not in found["cpu"]
     for platform in ("cuda", "tpu"):
         assert "while" not in found[platform] and "stablehlo.convolution" in found[platform]
 
     kernel = jnp.zeros((4, 4, 4, 4))
-    found = lowered(lambda x, k: jnp.sin(convolution._upsample(x, k)), x, kernel)
+    found = lowered(lambda x, k: jnp.sin(convolution.upsample(x, k)), x, kernel)
     plain = lowered(lambda x, k: jnp.sin(lax.conv_transpose(x, k, (2, 2), "SAME")), x, kernel)
     count = {platform: text.count("stablehlo.convolution") for platform, text in found.items()}
     expected = {platform: text.count("stablehlo.convolution") for platform, text in plain.items()}
@@ -134,23 +124,56 @@ def test_on_the_cpu_only():
     assert count["cuda"] == expected["cuda"] and count["tpu"] == expected["tpu"]
 
 
-@pytest.mark.parametrize("setting", [dict(rhs_dilation=(2, 2)), dict(precision="highest")])
-def test_what_is_not_there_is_refused(setting):
-    x, kernel = jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
-    with pytest.raises(NotImplementedError, match="neither dilation nor precision"):
-        convolution.convolve(x, kernel, (1, 1), AROUND, **setting)
+def test_a_doubled_image_is_never_made():
+    """A 3×3 convolution of the image that has each pixel four times, values and gradients."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 5))
+    layer = Conv(6, 3, jnp.float32, double=True)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 5, 6))
+    bias = jnp.arange(6.0)
+    found = results(lambda x, k: layer.apply({"params": {"kernel": k, "bias": bias}}, x), x, kernel)
+    doubled = lambda x: x.repeat(2, axis=1).repeat(2, axis=2)  # noqa: E731
+    add = bias[None, None, None]
+    check_same(found, results(lambda x, k: plain(doubled(x), k, 1, AROUND) + add, x, kernel))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2**-7)])
+def test_sums_over_pixels(dtype, tolerance):
+    """Against float64, with their gradients: a sum's is spread, and what is spread has a sum."""
+    x = jax.random.normal(jax.random.key(0), (3, 500, 7)).astype(dtype) + 1
+    exact = np.asarray(x, np.float64).sum(axis=1, keepdims=True)
+    total, pull = jax.vjp(jax.jit(pixel_sum), x)
+    (spreading,) = pull(total)
+    assert total.dtype == spreading.dtype == dtype and spreading.shape == x.shape
+    np.testing.assert_allclose(np.asarray(total, np.float64), exact, rtol=tolerance)
+    assert np.array_equal(spreading, np.broadcast_to(total, x.shape))
+    everywhere, pull = jax.vjp(lambda v: spread(v, 500), total)
+    (summed,) = pull(x)
+    assert everywhere.dtype == summed.dtype == dtype
+    assert np.array_equal(everywhere, spreading)
+    np.testing.assert_allclose(np.asarray(summed, np.float64), exact, rtol=tolerance)
+
+
+@pytest.mark.parametrize("vectors", [(7,), (3, 7)])
+def test_vectors_are_added_to_every_pixel(vectors):
+    x, v = jnp.ones((3, 4, 5, 7)), jax.random.normal(jax.random.key(0), vectors)
+    np.testing.assert_allclose(pixels.add(x, v), x + jnp.broadcast_to(v, (3, 7))[:, None, None])
+    found = jax.grad(lambda v: (pixels.add(x, v) ** 2).sum())(v)
+    many = 1 if len(vectors) == 2 else 3
+    np.testing.assert_allclose(found, 2 * (1 + v) * 20 * many, rtol=1e-5)
 
 
 def test_devices_need_nothing_of_each_other_but_sums():
     """A batch split over four devices: no image is gathered, and the gradients are the same."""
     mesh = create_mesh()
     x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
-    kernels = [jax.random.normal(jax.random.key(1), s) for s in ((7, 7, 1, 4), (4, 4, 4, 4))]
+    shapes = ((7, 7, 1, 4), (4, 4, 4, 4), (1, 1, 4, 4), (4,))
+    kernels = [jax.random.normal(jax.random.key(1), shape) for shape in shapes]
 
     def gradients(x, kernels):
         def loss(kernels):
             h = convolution._depthwise(x, kernels[0], ((3, 3), (3, 3)))
-            return jnp.sin(convolution._upsample(h, kernels[1])).sum()
+            h = convolution.convolve(h, kernels[2], 1, ((0, 0), (0, 0)))
+            return jnp.sin(pixels.add(convolution.upsample(h, kernels[1]), kernels[3])).sum()
 
         return jax.grad(loss)(kernels)
 

@@ -28,7 +28,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
     if inputs == 1 < outputs == x.shape[-1] and stride == 1:
         return _depthwise(x, kernel, padding)
     if h == w == stride == 1:
-        return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+        # Of two axes: with more, XLA's CPU backend transposes for the kernel's gradient, slowly.
+        return (x.reshape(-1, inputs) @ kernel[0, 0]).reshape(*x.shape[:-1], outputs)
     return _xla(x, kernel, (stride, stride), padding)
 
 

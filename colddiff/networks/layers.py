@@ -92,7 +92,8 @@ class Dense(nn.Module):
         """`[B, ..., features]` of `[B, ..., C]`."""
         kernel = self.param("kernel", _KERNEL, (x.shape[-1], self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
-        return add(x.astype(self.dtype) @ kernel.astype(self.dtype), bias.astype(self.dtype))
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        return add(flat.reshape(*x.shape[:-1], self.features), bias.astype(self.dtype))
 
 
 class GroupNorm(nn.Module):
@@ -113,7 +114,8 @@ class GroupNorm(nn.Module):
             return jnp.broadcast_to(of_group, (B, groups, C // groups)).reshape(B, 1, C)
 
         centred = flat - spread(mean(flat), N)
-        scale = self.param("scale", _ONES, (C,)) * jax.lax.rsqrt(mean(centred**2) + 1e-6)
+        scale = jax.lax.rsqrt(mean(centred**2) + 1e-6)
+        scale *= self.param("scale", _ONES, (C,))[None, None]
         bias = self.param("bias", _ZEROS, (C,))
         return add(centred * spread(scale, N), bias).reshape(x.shape).astype(self.dtype)
 
