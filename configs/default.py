@@ -79,8 +79,8 @@ def get_config() -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 64  # in scoring and generating; rounded up to share it among devices
-    # Images that a device generates at a time, more where memory allows. Sums of another size are
-    # rounded otherwise, and a generated image, though not a restored one, shows it.
+    # Images that a device generates at a time, more where memory allows. Another number rounds sums
+    # otherwise, and a generated image, though not a restored one, shows it.
     evaluation.chunk = 16
     evaluation.num_images = 0  # the first so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")

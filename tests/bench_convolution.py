@@ -3,10 +3,10 @@
     python -m tests.bench_convolution            the whole networks too: minutes, 8 GB
     python -m tests.bench_convolution --parts
 
-32 images at the first level of the ConvNeXt U-Net, 32² × 64; then the paper's two networks, forward,
-gradients and train step. XLA's are what `lax.platform_dependent` gives GPUs and TPUs; the option is
-that of `colddiff.compiler`. All four take turns, in one run; medians and quartiles of all rounds.
-*Apart*: ours with the option on from XLA's with it off, relative to the largest. Not a test.
+32 images at the first level of the ConvNeXt U-Net, 32² × 64; then the paper's two networks:
+forward, gradients and train step. XLA's are what `lax.platform_dependent` gives GPUs and TPUs; the
+option is that of `colddiff.compiler`. All four take turns, in one run; medians and quartiles of all
+rounds. *Apart*: ours with the option on from XLA's with it off, relative to the largest entry.
 """
 
 import contextlib

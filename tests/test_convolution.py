@@ -51,6 +51,7 @@ CASES = {  # image, kernel, stride, padding
     "one channel": ((2, 9, 9, 1), (7, 7, 1, 1), 1, ((3, 3), (3, 3))),
     "two groups": ((2, 9, 9, 4), (3, 3, 2, 4), 1, AROUND),
     "1x1": ((3, 5, 4, 6), (1, 1, 6, 3), 1, ((0, 0), (0, 0))),
+    "1x1, padded": ((3, 5, 4, 6), (1, 1, 6, 3), 1, AROUND),
     "1x1, halving": ((3, 6, 4, 6), (1, 1, 6, 3), 2, ((0, 0), (0, 0))),
     "depthwise, halving": ((2, 6, 6, 3), (3, 3, 1, 3), 2, AROUND),
     "two outputs a channel": ((2, 6, 6, 2), (3, 3, 1, 4), 1, AROUND),

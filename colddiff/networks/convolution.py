@@ -1,9 +1,9 @@
 """Convolutions of the networks, each the way its platform runs it fastest.
 
-1×1 ones are matrix products. Of the others GPUs and TPUs run XLA's own; its CPU backend is slow at
-two that the ConvNeXt U-Net needs, depthwise ones and transposed ones. There they are made of
-operations it is fast at; `_on` chooses, docs/performance.md has the figures. Outputs and gradients
-are XLA's but for the order of summation. There is no forward-mode derivative.
+1×1 convolutions are matrix products. GPUs and TPUs run the others as XLA does. XLA's CPU backend is
+slow at depthwise and at transposed ones, so there they are made of operations that it is fast at
+(docs/performance.md has the figures). Outputs and gradients are XLA's but for the order of
+summation. There is no forward-mode derivative.
 
 Images are `[B, H, W, C]`, kernels `[h, w, I, O]` (depthwise `[h, w, 1, C]`), of one dtype.
 """
@@ -19,6 +19,7 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+_NONE = ((0, 0), (0, 0))
 _AROUND = ((1, 1), (1, 1))  # the padding of a 4×4 kernel that halves an image's size
 
 
@@ -27,7 +28,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
     h, w, inputs, outputs = kernel.shape
     if inputs == 1 < outputs == x.shape[-1] and stride == 1:
         return _depthwise(x, kernel, padding)
-    if h == w == stride == 1:
+    if h == w == stride == 1 and padding == _NONE:
         # Of two axes: with more, XLA's CPU backend transposes for the kernel's gradient, slowly.
         return (x.reshape(-1, inputs) @ kernel[0, 0]).reshape(*x.shape[:-1], outputs)
     return _xla(x, kernel, (stride, stride), padding)
@@ -63,7 +64,7 @@ _with_gradients(_depthwise, _depthwise_gradients)
 
 @jax.custom_vjp
 def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The transposed convolution of a 4×4 kernel and stride 2."""
+    """Return images of twice the size: the transposed convolution of a 4×4 kernel and stride 2."""
     return lax.platform_dependent(x, kernel, cpu=_by_parity, default=_transposed)
 
 

@@ -1,7 +1,8 @@
 """What both networks share: layers over images, initial parameters, the time embedding.
 
-Layers have the parameters of Flax's of the same name. They compute in `dtype`; parameters and sums
-are float32. How convolutions and sums over pixels are computed is in `convolution` and `pixels`.
+Layers have the parameters of Flax's of the same name, and are faster on the CPU
+(docs/performance.md). They compute in `dtype`; parameters and sums are float32. How convolutions
+and sums over pixels are computed is in `convolution` and `pixels`.
 """
 
 import itertools
@@ -32,7 +33,7 @@ class Conv(nn.Module):
       padding: ((top, bottom), (left, right)); None leaves the image's size to `strides` alone.
       groups: 1, or as many as the input has channels.
       use_bias: whether a bias is added.
-      double: whether the image is doubled first, by its nearest pixels; of 3×3 kernels.
+      double: whether the image is first doubled, each pixel becoming 2×2; for 3×3 kernels.
     """
 
     features: int
@@ -46,17 +47,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H', W', features]` of `[B, H, W, C]`."""
+        """Return `[B, H', W', features]` for images `[B, H, W, C]`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", _KERNEL, shape)
         x = x.astype(self.dtype)
         if self.double:
-            # Two neighbours in a doubled image are one pixel: the kernel's entries add up.
-            for axis in (0, 1):
-                sides = [[(0, 0)] * 4 for _ in range(2)]
-                sides[0][axis], sides[1][axis] = (0, 1), (1, 0)
-                kernel = jnp.pad(kernel, sides[0]) + jnp.pad(kernel, sides[1])
-            y = upsample(x, kernel.astype(self.dtype))
+            y = upsample(x, _of_doubled(kernel).astype(self.dtype))
         else:
             same = ((self.size - 1) // 2,) * 2
             padding = self.padding or (same, same)
@@ -74,7 +70,7 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, 2H, 2W, features]` of `[B, H, W, C]`."""
+        """Return `[B, 2H, 2W, features]` for images `[B, H, W, C]`."""
         kernel = self.param("kernel", _KERNEL, (4, 4, x.shape[-1], self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
         y = upsample(x.astype(self.dtype), kernel.astype(self.dtype))
@@ -89,7 +85,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, ..., features]` of `[B, ..., C]`."""
+        """Return `[B, ..., features]` for `[B, ..., C]`."""
         kernel = self.param("kernel", _KERNEL, (x.shape[-1], self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
@@ -103,7 +99,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The same shape, `[B, ..., C]`."""
+        """Return the same shape, `[B, ..., C]`."""
         B, C = len(x), x.shape[-1]
         flat = x.reshape(B, -1, C).astype(jnp.float32)
         N, groups = flat.shape[1], math.gcd(32, C)
@@ -127,7 +123,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The same shape, `[B, ..., C]`."""
+        """Return the same shape, `[B, ..., C]`."""
         B, C = len(x), x.shape[-1]
         flat = x.reshape(B, -1, C).astype(jnp.float32)
         centred = flat - flat.mean(-1, keepdims=True)
@@ -135,6 +131,18 @@ class LayerNorm(nn.Module):
         scale = jnp.broadcast_to(self.param("scale", _ONES, (C,)), (B, 1, C))
         bias = self.param("bias", _ZEROS, (C,))
         return add(normal * spread(scale, flat.shape[1]), bias).reshape(x.shape).astype(self.dtype)
+
+
+def _of_doubled(kernel: jax.Array) -> jax.Array:
+    """Return the 4×4 kernel that, transposed, is a 3×3 one on the doubled image.
+
+    Two neighbours in a doubled image are one pixel, so the entries that see them add up.
+    """
+    for axis in (0, 1):
+        before, after = [(0, 0)] * 4, [(0, 0)] * 4
+        before[axis], after[axis] = (1, 0), (0, 1)
+        kernel = jnp.pad(kernel, before) + jnp.pad(kernel, after)
+    return kernel
 
 
 def init_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
