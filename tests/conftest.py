@@ -165,11 +165,11 @@ def environment(devices: int = 1) -> dict[str, str]:
 def started(
     command: Sequence[str], env: dict[str, str], end: Callable = subprocess.Popen.kill
 ) -> Iterator[subprocess.Popen]:
-    """A process that `end` ends on leaving, or after five minutes: no test waits forever."""
+    """A process that `end` ends on leaving, or after half an hour: no test waits forever."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    watchdog = threading.Timer(300, end, [process])
+    watchdog = threading.Timer(1800, end, [process])
     watchdog.start()
     with process:
         try:
@@ -208,6 +208,6 @@ def run_program(
         env=environment(devices) | dict(variables or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )

@@ -87,7 +87,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
         process.send_signal(number)
         began = time.monotonic()
         _, err = process.communicate()
-    assert process.returncode == 0 and time.monotonic() - began < 15, err
+    assert process.returncode == 0 and time.monotonic() - began < 120, err
     step = int(re.search(r"stopped at step (\d+); the same command goes on", err)[1])
     assert f"{number.name}: saving, then ending" in err
     done = run_main(*flags, f"--workdir={stopped}")
@@ -127,7 +127,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
         process.send_signal(signal.SIGTERM)
         wait_for(process, "once more ends at once")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=5) == -signal.SIGTERM
+        assert process.wait(timeout=60) == -signal.SIGTERM
 
 
 def damage(path, how):

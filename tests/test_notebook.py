@@ -25,7 +25,7 @@ def test_it_runs_and_shows_pictures(notebook, generator, monkeypatch):
     assert [cell.cell_type for cell in changed] == ["markdown", "code"]
     changed[1].source = changed[1].source.replace(WORKDIR, str(generator))
     resources = {"metadata": {"path": str(ROOT / "docs")}}  # where Jupyter opens it
-    NotebookClient(notebook, timeout=200, resources=resources).execute()
+    NotebookClient(notebook, timeout=1200, resources=resources).execute()
     assert pictures(notebook) == [False, False, True, True, True, True]
     assert "step 8, T = 6" in notebook.cells[2].outputs[0].text
 
