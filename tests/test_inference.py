@@ -14,6 +14,11 @@ from colddiff.errors import UserError
 from colddiff.samplers import ddim, image_keys, naive, tacos, times_between
 
 
+# Two programs, or batches of two sizes, round otherwise, and a walk amplifies it; how much depends
+# on the processor.
+APART = 1e-4
+
+
 @pytest.fixture
 def run(trained):
     return colddiff.load(trained)
@@ -30,12 +35,12 @@ def test_a_loaded_run_samples(run, x0):
     xT = jax.vmap(run.degrade, (0, None, 0))(x0, 6, keys)
     found = run.sample(run.params, xT, jax.random.key(4))
     expected = tacos(run.restore, run.degrade, run.params, xT, keys, times_between(6, 6))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=APART)
     one = run.sample(run.params, xT, sampler="direct")
-    np.testing.assert_allclose(one, run.restore(run.params, xT, jnp.full(3, 6)), atol=1e-5)
+    np.testing.assert_allclose(one, run.restore(run.params, xT, jnp.full(3, 6)), atol=APART)
     two = run.sample(run.params, xT, steps=2)
     expected = tacos(run.restore, run.degrade, run.params, xT, keys, np.array([6, 3, 0]))
-    np.testing.assert_allclose(two, expected, atol=1e-5)
+    np.testing.assert_allclose(two, expected, atol=APART)
 
 
 def test_times_iterates_and_functions_of_ones_own(run, x0):
@@ -45,15 +50,15 @@ def test_times_iterates_and_functions_of_ones_own(run, x0):
     found, iterates = run.sample(run.params, x4, sampler=naive, times=[4, 3, 0], iterates_at=[3, 0])
     arguments = (run.restore, run.degrade, run.params, x4, keys, np.array([4, 3, 0]))
     expected, marked = naive(*arguments, [3, 0])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(iterates, marked, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=APART)
+    np.testing.assert_allclose(iterates, marked, atol=APART)
 
 
 def test_batches_of_any_size_on_any_device(run, x0):
     """Three images cannot be shared by four devices, four can; and xT may lie on one of them."""
     four = jax.device_put(jnp.concatenate([x0, x0[:1]]), jax.devices()[2])
     together = run.sample(run.params, four, steps=2)
-    np.testing.assert_allclose(together[:3], run.sample(run.params, x0, steps=2), atol=1e-5)
+    np.testing.assert_allclose(together[:3], run.sample(run.params, x0, steps=2), atol=APART)
 
 
 def test_large_batches_go_in_parts(run, x0, compiled):
@@ -72,9 +77,9 @@ def test_large_batches_go_in_parts(run, x0, compiled):
     before = compiled.count("run_sampler")
     found, iterates = sample(3, xT)  # 4: the devices share them
     assert not np.allclose(expected[0], expected[6], atol=0.1)  # one image, two patterns
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(iterates, marked, atol=1e-5)
-    np.testing.assert_allclose(sample(3, xT[:9])[0], expected[:9], atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=APART)
+    np.testing.assert_allclose(iterates, marked, atol=APART)
+    np.testing.assert_allclose(sample(3, xT[:9])[0], expected[:9], atol=APART)
     assert compiled.count("run_sampler") == before + 1
 
 
