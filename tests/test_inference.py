@@ -13,7 +13,6 @@ import colddiff
 from colddiff.errors import UserError
 from colddiff.samplers import ddim, image_keys, naive, tacos, times_between
 
-
 # Two programs, or batches of two sizes, round otherwise, and a walk amplifies it; how much depends
 # on the processor.
 APART = 1e-4
