@@ -5,13 +5,10 @@ nothing read but what a degradation is made of: a bank of images, or the file wi
 """
 
 import functools
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,6 +27,7 @@ from colddiff.degradations import (
     Degrade,
     as_partial,
     blend_weights,
+    checked,
     compose,
 )
 from colddiff.devices import create_mesh, split_rows
@@ -38,6 +36,7 @@ from colddiff.features import SPACES
 from colddiff.images import truncate_to_8_bit
 from colddiff.priors import Mixture, Prior, block_means, check_size, gaussian_mixture, pattern
 from colddiff.samplers import SAMPLERS, Restore, Sampler, ddim, ddpm, times_between
+from colddiff.user_code import load_function
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _MOST_LEFT = 0.1  # of an image's contrast at T, for the prior 'pattern'
@@ -234,7 +233,7 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     settings = dict(settings)
     name, num_steps = settings.pop("name", None), settings["num_steps"]
     own = isinstance(name, str) and ":" in name
-    factory = _function_of_file(name) if own else named(DEGRADATIONS, "degradation", name)
+    factory = load_function(name) if own else named(DEGRADATIONS, "degradation", name)
     if factory is compose:
         return _call("degradation", _composed, data_settings, **settings)
     if "image_size" in settings:
@@ -251,7 +250,7 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     if not callable(degrade):
         raise UserError(f"the degradation {name} must return a function; it returned {degrade!r}")
     _check_degradation(name, as_partial(degrade), data_settings)
-    return as_partial(degrade)
+    return checked(degrade, num_steps)
 
 
 def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]) -> Degrade:
@@ -265,35 +264,14 @@ def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]
     return compose(*degradations)
 
 
-def _function_of_file(name: str) -> Callable[..., Degrade]:
-    """The function that 'FILE.py:FUNCTION' names: a degradation that is not this package's."""
-    place, _, function = name.rpartition(":")
-    path = Path(place).expanduser()
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(
-            f"degradation.name={name!r} must be FILE.py:FUNCTION; there is no Python file "
-            f"{path.absolute()}"
-        )
-    spec = importlib.util.spec_from_file_location(f"colddiff_own_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path.absolute()} cannot be loaded: {reason}") from error
-    if not callable(getattr(module, function, None)):
-        raise UserError(f"{path.absolute()} has no function {function!r} (degradation.name={name})")
-    logging.info("degradation: %s of %s", function, path.absolute())
-    return getattr(module, function)
-
-
 def _load_bank(
     data_settings: ConfigDict, *, source: str, split: str, limit: int, sharded: bool
 ) -> dict[str, Any]:
     """The arguments `bank` and `bank_size` of `animorph`."""
     size, channels = data_settings.image_size, data_settings.channels
-    bank = data.load(source, split, size=size, channels=channels, limit=limit)
+    background = data_settings.get("background", data.BLACK)
+    shape = dict(size=size, channels=channels, background=background)
+    bank = data.load(source, split, limit=limit, **shape)
     return {"bank": split_rows(bank, create_mesh()) if sharded else bank, "bank_size": len(bank)}
 
 

@@ -1,14 +1,16 @@
 """Checkpoints of a workdir, by orbax: written in the background, whole or not at all.
 
-Each holds the training state, the averaged parameters and the config. The data position is the
-step (`colddiff.data.batches`). A run goes on only with the config that it was started with.
+Each holds the training state, the averaged parameters, the checksums of both, and the config. The
+data position is the step (`colddiff.data.batches`). A run goes on only with a config that means the
+same data, order and state, and with the source of its own degradation.
 """
 
 import itertools
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,31 @@ from absl import logging
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from colddiff.checksums import checksums
 from colddiff.devices import all_hosts, is_first_host
-from colddiff.errors import UserError, first_line
+from colddiff.errors import StorageError, UserError, first_line
+from colddiff.files import file_system_failed, patiently, read_json, write_json
 from colddiff.state import TrainState
+from colddiff.user_code import source_hashes
 
 # The fields that trained parameters belong to, and those that a run's going on depends on.
 SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels", "data.eight_bit")
-SAME_RUN = (*SAME_MODEL, "seed", "data")
+_BATCH = "train.batch_size × train.accumulation"  # images a step, which the data's order depends on
+SAME_RUN = (
+    *SAME_MODEL,
+    "seed",
+    "data",
+    _BATCH,
+    "train.optimizer",
+    "train.ema_decay",
+    "train.ema_every",
+    "train.ema_start",
+)
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
-# Where a trained model's degradation now finds what it is made of.
+# Data locations that may change when a run is loaded.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
+_ADDED = {"data.background": [0, 0, 0]}  # what configs of earlier versions, without the field, mean
+_PART = re.compile(r"^degradation(\.parts\.\d+)+")  # whose fields are those of a degradation
 _BESIDES = 2**22  # bytes a checkpoint takes besides its arrays, at most: names, shapes, the config
 
 
@@ -82,8 +99,10 @@ def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(workdir.glob("checkpoints/*/metrics/metrics")):
         if path.parent.parent.name.isdecimal():
             try:
-                dict(json.loads(path.read_text()))
+                dict(json.loads(patiently(path.read_text, str(path))))
             except (OSError, TypeError, ValueError) as error:
+                if file_system_failed(error):
+                    raise
                 yield path.parent, first_line(error)
 
 
@@ -159,6 +178,7 @@ def save(
         state=ocp.args.StandardSave(state.replace(ema_params=None)),
         ema_params=ocp.args.StandardSave(state.ema_params),
         config=ocp.args.JsonSave(as_json(config)),
+        checksums=ocp.args.JsonSave(_checksums(state)),
     )
     with _writing(manager):
         manager.wait_until_finished()  # for the one before, which takes its space
@@ -178,10 +198,10 @@ def _check_space(manager: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 def restore_last(workdir: Path, like: TrainState) -> TrainState:
-    """The last state that can be read. Those after it are moved to `WORKDIR/damaged`.
+    """Return the last undamaged state. Damaged ones after it are moved to `WORKDIR/damaged`.
 
     Raises:
-      UserError: none can be read; nothing is moved then.
+      UserError: all are damaged, or the file system fails, again and again; nothing is moved then.
     """
     damaged: list[tuple[int, UserError]] = []
     with open_manager(workdir) as manager:
@@ -210,15 +230,23 @@ def set_scores_aside(workdir: Path) -> None:
 
 
 def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
-    """What it reads, or why it cannot; all hosts get the one or the other."""
-    found, error = None, None
+    """Return (value, None), or (None, error) of damage; the same on all hosts.
+
+    Raises:
+      StorageError: the file system of any host failed, so that nothing is known of the checkpoint.
+    """
+    value, error = None, None
     try:
-        found = read()
+        value = read()
     except UserError as wrong:
         error = wrong
-    if not all_hosts(error is None) and error is None:
-        error = UserError("another host cannot read the checkpoint; see what it says")
-    return found, error
+    if all_hosts(error is None):
+        return value, None
+    if not all_hosts(not isinstance(error, StorageError)):
+        if isinstance(error, StorageError):
+            raise error
+        raise StorageError("another host cannot read the checkpoint; see what it says")
+    return None, error or UserError("another host cannot read the checkpoint; see what it says")
 
 
 def _set_aside(what: Path, place: Path) -> None:
@@ -238,14 +266,18 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -
         state=ocp.args.StandardRestore(targets.replace(ema_params=None)),
         ema_params=ocp.args.StandardRestore(targets.ema_params),
     )
-    found = _restore(manager, step, items)
-    return found.state.replace(ema_params=found.ema_params)
+    restored = _restore(manager, step, items)
+    state = restored.state.replace(ema_params=restored.ema_params)
+    _verify(manager, step, _checksums(state))
+    return state
 
 
 def restore_ema(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
     """The averaged parameters saved at `step`, with the shapes and shardings of `like`."""
     items = ocp.args.Composite(ema_params=ocp.args.StandardRestore(like))
-    return _restore(manager, step, items).ema_params
+    ema_params = _restore(manager, step, items).ema_params
+    _verify(manager, step, {"ema_params": checksums(ema_params)})
+    return ema_params
 
 
 def restore_config(manager: ocp.CheckpointManager, step: int) -> ConfigDict:
@@ -254,13 +286,53 @@ def restore_config(manager: ocp.CheckpointManager, step: int) -> ConfigDict:
     return ConfigDict(_restore(manager, step, items).config).lock()
 
 
+def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
+    """Return the checksums of a checkpoint's arrays, by item."""
+    return {
+        "state": checksums(state.replace(ema_params=None)),
+        "ema_params": checksums(state.ema_params),
+    }
+
+
+def _verify(
+    manager: ocp.CheckpointManager, step: int, found: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Compare the checksums of restored arrays with those that were saved.
+
+    Raises:
+      UserError: they differ. Checkpoints of earlier versions have none, and pass.
+    """
+    if not (manager.directory / str(step) / "checksums").is_dir():
+        return
+    items = ocp.args.Composite(checksums=ocp.args.JsonRestore())
+    saved = _restore(manager, step, items).checksums
+    for item, sums in found.items():
+        if damaged := [name for name, n in sums.items() if saved.get(item, {}).get(name) != n]:
+            raise UserError(
+                f"the checkpoint {manager.directory}/{step} is damaged: {len(damaged)} of the "
+                f"{len(sums)} arrays of its {item} differ from what was saved, first {damaged[0]}\n"
+                "Delete it to go on from an earlier one, or use another --workdir"
+            )
+
+
 def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
-    """Items of the checkpoint of `step`; one that cannot be read is the user's error."""
+    """Return items of the checkpoint of `step`.
+
+    Raises:
+      UserError: it is damaged.
+      StorageError: the file system failed, again and again.
+    """
+    folder = f"{manager.directory}/{step}"
     try:
-        return manager.restore(step, args=items)
+        return patiently(lambda: manager.restore(step, args=items), folder)
     except jax.errors.JaxRuntimeError:  # out of memory: not the checkpoint's fault
         raise
-    except Exception as error:  # of arrays that are damaged it is an Exception and no more
+    except Exception as error:  # orbax raises a bare Exception for damaged arrays
+        if file_system_failed(error):
+            raise StorageError(
+                f"{folder} cannot be read: {first_line(error)}\nThe checkpoint itself may be "
+                "whole: check the disk or the network, then run the same command again"
+            ) from error
         raise UserError(
             f"the checkpoint {manager.directory}/{step} cannot be read: {first_line(error)}\n"
             "Delete it to go on from an earlier one, or use another --workdir"
@@ -268,7 +340,9 @@ def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composit
 
 
 def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
-    """Refuses a config that differs from the saved one in `fields`; logs what else differs.
+    """Refuse a config that differs from the saved one in `fields`; log what else differs.
+
+    In a run that goes on, that is a warning.
 
     Args:
       fields: fields or sections, such as `SAME_RUN`.
@@ -276,14 +350,17 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
     Raises:
       UserError: names every such field with both values.
     """
-    old, new = _flat(as_json(saved)), _flat(as_json(config))
+    old, new = _fields(saved), _fields(config)
     changed = sorted(k for k in old | new if old.get(k) != new.get(k))
-    free = set(_FREE)
-    if fields == SAME_MODEL:
-        free |= set(_PLACES)
-        if _same_function(old["degradation.name"], new["degradation.name"]):
-            free.add("degradation.name")
-    matters = lambda k: k not in free and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
+
+    def may_change(k: str) -> bool:
+        of_degradation = _PART.sub("degradation", k)
+        if fields == SAME_MODEL and of_degradation == "degradation.name":
+            return _same_function(old.get(k), new.get(k))
+        free = (*_FREE, *_PLACES) if fields == SAME_MODEL else _FREE
+        return of_degradation in free
+
+    matters = lambda k: not may_change(k) and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
     tell = lambda k: f"{k}: {old.get(k)!r} there, {new.get(k)!r} here"  # noqa: E731
     refused = [tell(k) for k in changed if matters(k)]
     if refused:
@@ -292,13 +369,52 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
             f"{workdir} holds a run of another config:\n  {differences}\n"
             "Use another --workdir, or that run's config"
         )
+    level = logging.WARNING if fields == SAME_RUN else logging.INFO
     for k in changed:
-        logging.info("going on with another %s", tell(k))
+        logging.log(level, "going on with another %s", tell(k))
 
 
-def _same_function(old: str, new: str) -> bool:
-    """Whether both are FILE.py:FUNCTION of one name, in whatever folder."""
-    return ":" in old and Path(old).name == Path(new).name
+def _same_function(old: Any, new: Any) -> bool:
+    """Return whether both are FILE.py:FUNCTION of one name, in whatever folder."""
+    return ":" in str(old) and Path(str(old)).name == Path(str(new)).name
+
+
+def check_source(workdir: Path, config: ConfigDict, *, accept: bool, new: bool) -> None:
+    """Note in the workdir what the source of the degradation's own functions is.
+
+    Args:
+      accept: go on with another source than the run began with.
+      new: the run has no checkpoint yet, so that whatever is noted there is of another one.
+
+    Raises:
+      UserError: a run is to go on with another source, which is not accepted.
+    """
+    changes = [] if new else source_changes(workdir, config)
+    if not all_hosts(not changes or accept):
+        differences = "\n  ".join(changes) or "see what the other hosts say"
+        raise UserError(
+            f"the source of the degradation is not the one that {workdir} began with:\n  "
+            f"{differences}\nBring it back, use another --workdir, or give --accept_source to go "
+            "on with this one"
+        )
+    for change in changes:
+        logging.warning("going on with another source of the degradation: %s", change)
+    if is_first_host():
+        path, hashes = workdir / "source.json", source_hashes(config.degradation)
+        if hashes:
+            write_json(path, hashes)
+        elif path.exists():
+            path.unlink()
+    all_hosts(True)  # wait for it
+
+
+def source_changes(workdir: Path, config: ConfigDict) -> list[str]:
+    """Return in what the source of the degradation differs from what the workdir notes."""
+    then, now = read_json(workdir / "source.json"), source_hashes(config.degradation)
+    if then is None:
+        return []
+    names = sorted(k for k in then | now if then.get(k) != now.get(k))
+    return [f"{k}: sha256 {then.get(k)} then, {now.get(k)} now" for k in names]
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -306,8 +422,16 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    """Return the config's fields by their whole names, with the images a step as one more."""
+    fields = _ADDED | _flat(as_json(config))
+    return fields | {_BATCH: config.train.batch_size * config.train.accumulation}
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """`{'a.b': 1}` for `{'a': {'b': 1}}`."""
+    """Return `{'a.b': 1, 'c.0.d': 2}` for `{'a': {'b': 1}, 'c': [{'d': 2}]}`."""
+    if isinstance(tree, list) and any(isinstance(leaf, dict) for leaf in tree):
+        tree = dict(enumerate(tree))
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {

@@ -11,7 +11,7 @@ Distances, and the sets of images, are the callers'.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +86,7 @@ def load(
     size: int,
     channels: int,
     folder: Path,
+    background: Sequence[int] = data.BLACK,
     settings: Settings = _SETTINGS,
 ) -> Trained:
     """The classifier of a source's images, `[size, size, channels]`.
@@ -96,7 +97,8 @@ def load(
     Raises:
       UserError: the source has no labels or cannot be read, or the file is damaged.
     """
-    images, labels = data.load_labelled(source, train_split, size=size, channels=channels)
+    shape = dict(size=size, channels=channels, background=background)
+    images, labels = data.load_labelled(source, train_split, **shape)
     identity = {
         "version": _VERSION,
         "source": source,
@@ -110,7 +112,7 @@ def load(
     path = folder / f"classifier-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         num_classes = int(labels.max()) + 1
-        test = data.load_labelled(source, test_split, size=size, channels=channels)
+        test = data.load_labelled(source, test_split, **shape)
         params = train(images, labels, num_classes=num_classes, settings=settings)
         reached = accuracy(params, *test)
         logging.info(

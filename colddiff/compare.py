@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
     Attributes:
       gaps: in each of the config's feature spaces.
-      pairwise: mean RMSE between two of the images, of the first 512, on [0, 1].
+      pairwise: mean RMSE between two of the images, of 512 of them, on [0, 1].
     """
 
     title: str
@@ -104,14 +104,14 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
     rows = []
     for place, name in enumerate(("train", "test")):
         own = [kept[place] for kept in truth]
-        images = load_split(config, splits[place], limit=_PAIRS_OF)
-        count = own[0].count if own else len(load_split(config, splits[place]))
+        images = load_split(config, splits[place], limit=_PAIRS_OF).images
+        count = own[0].count if own else len(load_split(config, splits[place]).images)
         rows.append(_row(f"data, {name} split", count, images, spaces, own, truth))
     for title, images in generated.items():
         array = np.stack([*images.values()])
         own = [collect(space, [array], total=len(array)) for space in spaces]
         rows.append(_row(title, len(array), array, spaces, own, truth))
-    test = load_split(config, settings.test_split, limit=_PICTURED)
+    test = load_split(config, settings.test_split, limit=_PICTURED).images
     pictured = common[: min(_PICTURED, len(test))]
     columns = {"data": test[: len(pictured)]}
     for title, images in generated.items():

@@ -7,9 +7,13 @@ A source is named in the config by a string:
     tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
     folder:PATH      PNG and JPEG files below PATH, in any nesting
 
-Every image comes out as uint8 `[size, size, channels]`: turned upright, its shorter side resized
-to `size`, the rest cut off evenly. Random augmentation is part of the train step, on the device.
-The order is a function of the seed and the step alone, so the step is the data position.
+Every image comes out as uint8 `[size, size, channels]`: turned upright, laid onto a background
+where it is transparent, its shorter side resized to `size`, the rest cut off evenly. Random
+augmentation is part of the train step, on the device. The order is a function of the seed and the
+step alone, so the step is the data position.
+
+A folder's files come class by class, so subsets of it are taken in the order of a hash of their
+names (`Split.order`). Subsets of the other sources are the first images.
 """
 
 import functools
@@ -28,9 +32,14 @@ from absl import logging
 from PIL import Image, ImageOps
 
 from colddiff.errors import UserError, first_line, unknown_name
+from colddiff.files import file_system_failed, patiently
 
 SPLITS = ("train", "test")
-_TEST_FOLDERS = ("test", "val")  # what a folder may call its test split: AFHQ's is "val"
+BLACK = (0, 0, 0)
+_SPLIT_FOLDERS = {  # what folders may call their splits, in any case; the first one found is taken
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
@@ -49,17 +58,46 @@ class Images(Protocol):
 
 
 class Records(NamedTuple):
-    """What a source holds: a name for each image, how to open it, and its class if it has one."""
+    """What a source holds.
+
+    Attributes:
+      names: one for each image.
+      open: `open(i)`, image i, not yet decoded.
+      label: `label(i)`, its class, from 0; None where the source has no classes.
+      order: all i, in the order in which subsets take them; None for 0, 1, 2, ...
+    """
 
     names: Sequence[str]
     open: Callable[[int], Image.Image]
     label: Callable[[int], int] | None = None
+    order: Sequence[int] | None = None
+
+
+class Split(NamedTuple):
+    """The images of one split, in memory.
+
+    Attributes:
+      images: uint8 `[N, size, size, channels]`, in the source's order.
+      labels: int32 `[N]`; None where the source has no classes.
+      order: int `[N]`; the subset of n images is `images[order[:n]]`, for every n.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    order: np.ndarray
 
 
 def load(
-    source: str, split: str, *, size: int, channels: int, cache: bool = True, limit: int = 0
+    source: str,
+    split: str,
+    *,
+    size: int,
+    channels: int,
+    background: Sequence[int] = BLACK,
+    cache: bool = True,
+    limit: int = 0,
 ) -> Images:
-    """The images of one split of a source.
+    """Return the images of one split of a source.
 
     An image that cannot be read is left out, with its name and how many there were in a warning.
 
@@ -68,15 +106,33 @@ def load(
       split: 'train' or 'test'; for TFDS any split it knows, such as 'train[:1000]'.
       size: side of every image, in pixels.
       channels: 1 (gray) or 3 (RGB).
+      background: (R, G, B) in 0..255, what shows through transparent pixels.
       cache: decode all of them now, into memory; otherwise each one whenever it is asked for,
         and then the next readable image stands in for an unreadable one.
-      limit: at most so many, the first ones; 0 is all.
+      limit: at most so many, chosen in the order of `Split.order`; 0 is all.
 
     Raises:
-      UserError: no such source, split or folder, or no image in it can be read.
+      UserError: no such source, split or folder, or no image in it can be read; or the file system
+        fails, again and again.
     """
-    lazy = _LazyImages(_records(source, split, channels, limit), size, channels, limit)
-    return lazy.decode_all()[0] if cache else lazy
+    if cache:
+        settings = dict(size=size, channels=channels, background=background, limit=limit)
+        return load_split(source, split, **settings).images
+    return _LazyImages(_records(source, split, channels, limit), size, channels, background, limit)
+
+
+def load_split(
+    source: str,
+    split: str,
+    *,
+    size: int,
+    channels: int,
+    background: Sequence[int] = BLACK,
+    limit: int = 0,
+) -> Split:
+    """Return the images that `load` returns, with their classes and the order of subsets."""
+    records = _records(source, split, channels, limit)
+    return _LazyImages(records, size, channels, background, limit).decode_all()
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
@@ -89,9 +145,15 @@ def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
 
 
 def load_labelled(
-    source: str, split: str, *, size: int, channels: int, limit: int = 0
+    source: str,
+    split: str,
+    *,
+    size: int,
+    channels: int,
+    background: Sequence[int] = BLACK,
+    limit: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images of one split, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
+    """Return images, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
 
     The images are those of `load`. Classes count from 0; a TFDS dataset has them if it has one
     `ClassLabel` feature.
@@ -99,20 +161,20 @@ def load_labelled(
     Raises:
       UserError: as `load`; or the source has no classes, or some of its images have none.
     """
-    records = _records(source, split, channels, limit)
-    if records.label is None:
+    settings = dict(size=size, channels=channels, background=background, limit=limit)
+    images, labels, _ = load_split(source, split, **settings)
+    if labels is None:
         raise UserError(
             f"{source} has no class labels, which a classifier needs, or several; feature spaces "
             "that need none: 'pca', 'inception'"
         )
-    images, labels = _LazyImages(records, size, channels, limit).decode_all()
     if min(labels) < 0:
         raise UserError(
-            f"{labels.count(-1)} of the {len(labels)} images of {source}, split {split}, are of no "
-            "class, which a classifier needs; take another split, or the feature space 'pca' or "
-            "'inception'"
+            f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, are "
+            "of no class, which a classifier needs; take another split, or the feature space 'pca' "
+            "or 'inception'"
         )
-    return images, np.array(labels, np.int32)
+    return images, labels
 
 
 def _records(source: str, split: str, channels: int, limit: int) -> Records:
@@ -163,9 +225,21 @@ def batches(
 class _LazyImages:
     """Images decoded when asked for."""
 
-    def __init__(self, records: Records, size: int, channels: int, limit: int):
+    def __init__(
+        self, records: Records, size: int, channels: int, background: Sequence[int], limit: int
+    ):
         self._records, self._size, self._channels = records, size, channels
+        self._background = tuple(background)
+        levels = all(isinstance(v, int) and 0 <= v <= 255 for v in self._background)
+        if len(self._background) != 3 or not levels:
+            raise UserError(f"data.background={background!r} must be (R, G, B), each in 0..255")
         self._length = min(limit or len(records.names), len(records.names))
+        self._limited = limit > 0
+        everything = range(len(records.names))
+        # The first ones are chosen; the others only stand in for unreadable ones.
+        in_order = self._limited and records.order is not None
+        self._candidates = records.order if in_order else everything
+        self._chosen = sorted(self._candidates[: self._length])
         self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
@@ -173,56 +247,86 @@ class _LazyImages:
 
     def __getitem__(self, i: int) -> np.ndarray:
         for j in range(len(self._records.names)):
-            image = self._read((i + j) % len(self._records.names))
+            image = self._read((self._chosen[i] + j) % len(self._records.names))
             if image is not None:
                 return image
         raise self._nothing()
 
-    def decode_all(self) -> tuple[np.ndarray, list[int]]:
-        """The readable ones, `[N, size, size, channels]`, and their labels where there are any."""
+    def decode_all(self) -> Split:
+        """Return the readable ones."""
+        records = self._records
         images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
-        labels, count = [], 0
+        places, labels = [], []
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self._records.names), _CHUNK):
-                chunk = range(start, min(start + _CHUNK, len(self._records.names)))
+            for start in range(0, len(self._candidates), _CHUNK):
+                chunk = self._candidates[start : start + _CHUNK]
                 for i, image in zip(chunk, pool.map(self._read, chunk), strict=True):
-                    if image is not None and count < len(images):
-                        images[count] = image
-                        count += 1
-                        if self._records.label:
-                            labels.append(self._records.label(i))
-                if count == len(images):
+                    if image is not None and len(places) < len(images):
+                        images[len(places)] = image
+                        places.append(i)
+                        if records.label is not None:
+                            labels.append(records.label(i))
+                if len(places) == len(images):
                     break
-        if not count:
+        if not places:
             raise self._nothing()
-        return images[:count], labels
+        images = images[: len(places)]
+        labels = None if records.label is None else np.array(labels, np.int32)
+        if records.order is None:
+            return Split(images, labels, np.arange(len(places)))
+        if self._limited:  # they came in that order
+            by_place = np.argsort(places)
+            labels = None if labels is None else labels[by_place]
+            return Split(images[by_place], labels, np.argsort(by_place))
+        rank = np.argsort(records.order)  # the inverse of the permutation
+        return Split(images, labels, np.argsort(rank[places]))
 
     def _read(self, i: int) -> np.ndarray | None:
-        """Image i, or None, with a warning the first time, if it cannot be read."""
+        """Return image i, or None, with a warning the first time, if it is damaged.
+
+        Raises:
+          UserError: the file system fails, again and again.
+        """
+        name = self._records.names[i]
         try:
-            image = self._records.open(i)
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
-            return _fit(image, self._size, self._channels)
+            return patiently(lambda: self._decode(i), name)
         except Exception as error:  # decoders raise all sorts on damaged files
+            if file_system_failed(error):
+                raise UserError(
+                    f"{name} cannot be read: {first_line(error)}. Nothing is wrong with the image "
+                    "itself; check the disk or the network, then run the same command again"
+                ) from error
             if i not in self._unreadable:
                 self._unreadable.add(i)
                 logging.warning(
                     "skipped the unreadable image %s (%d so far): %r",
-                    self._records.names[i],
+                    name,
                     len(self._unreadable),
                     error,
                 )
             return None
+
+    def _decode(self, i: int) -> np.ndarray:
+        image = self._records.open(i)
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
+        return _fit(image, self._size, self._channels, self._background)
 
     def _nothing(self) -> UserError:
         names = self._records.names
         return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
 
 
-def _fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Upright, the shorter side resized, the middle cut out: `[size, size, channels]`."""
+def _fit(image: Image.Image, size: int, channels: int, background: tuple[int, ...]) -> np.ndarray:
+    """Return it upright, opaque, the shorter side resized, the middle cut out.
+
+    The result is uint8 `[size, size, channels]`.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(below, image)
     if image.mode.startswith("I"):  # 16-bit gray, which PIL would clip instead of scale
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = ImageOps.fit(image.convert(_MODES[channels]), (size, size), Image.Resampling.BILINEAR)
@@ -305,7 +409,7 @@ def _tfds(name: str, split: str) -> Records:
 
 
 def _folder(path: str, split: str) -> Records:
-    """Image files below a folder: its own `train` and `test` (or `val`), or a fixed tenth for test.
+    """Return the image files below a folder: of its own split, or of a fixed tenth for test.
 
     That tenth is chosen by a hash of each file's name: files that come later move no other.
     """
@@ -314,21 +418,80 @@ def _folder(path: str, split: str) -> Records:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"no folder {root} (the source folder:{path})")
-    tests = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
-    own_splits = bool(tests) and (root / "train").is_dir()
-    top = root / {"train": "train", "test": tests[0]}[split] if own_splits else root
-    files = sorted(f for f in top.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
-    if not own_splits:
+    own = _own_splits(root)
+    top = own[split] if own else root
+    files = sorted(f for f in _files_below(top, root) if f.suffix.lower() in _SUFFIXES)
+    share = {f: _share(f.relative_to(root)) for f in files}
+    if not own:
         if len(files) < len(SPLITS):
             raise UserError(f"{root} holds {len(files)} PNG or JPEG files; at least 2 are needed")
-        hashes = {f: hashlib.sha256(f.relative_to(root).as_posix().encode()) for f in files}
-        share = {f: int.from_bytes(h.digest()[:4], "big") / 2**32 for f, h in hashes.items()}
         first, *_, last = sorted(files, key=share.get)  # neither split is ever empty
         test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
         raise UserError(f"{top} holds no PNG or JPEG file")
-    return Records([str(f) for f in files], lambda i: Image.open(files[i], formats=_FORMATS))
+    order = sorted(range(len(files)), key=lambda i: share[files[i]])
+    return Records(
+        [str(f) for f in files], lambda i: Image.open(files[i], formats=_FORMATS), order=order
+    )
+
+
+def _share(name: Path) -> float:
+    """Return a number in [0, 1) by the hash of a file's name below its source."""
+    digest = hashlib.sha256(name.as_posix().encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
+
+
+def _own_splits(root: Path) -> dict[str, Path]:
+    """Return the folders of both splits if `root` has them by a usual name, else {}.
+
+    Raises:
+      UserError: one split has a folder, and what the folders beside it are cannot be told.
+    """
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    found = {}
+    for split, names in _SPLIT_FOLDERS.items():
+        candidates = [f for name in names for f in folders if f.name.lower() == name]
+        if candidates:
+            found[split] = candidates[0]
+        if len(candidates) > 1 and candidates[0].name.lower() == candidates[1].name.lower():
+            raise UserError(f"{candidates[0]} and {candidates[1].name}: keep one of them")
+    if len(found) == len(SPLITS):
+        return found
+    if found and len(folders) > 1:
+        [split] = found
+        [other] = set(SPLITS) - {split}
+        seen = ", ".join(f.name for f in folders)
+        raise UserError(
+            f"{root} has a folder of its {split} split beside others: {seen}. Call the {other} "
+            f"split one of {', '.join(_SPLIT_FOLDERS[other])}, or name the folder that holds all "
+            "images, which are then split by the hash of their names"
+        )
+    return {}
+
+
+def _files_below(top: Path, root: Path) -> Iterator[Path]:
+    """Yield all files below `top`, those of linked folders too.
+
+    A linked folder that `root` holds anyway, or that holds `root`, is left out with a warning.
+    """
+    seen = {os.path.realpath(top)}
+    base = root.resolve()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, below, names in os.walk(top, followlinks=True, onerror=refuse):
+        for name in list(below):
+            link = Path(folder, name)
+            if not link.is_symlink():
+                continue
+            target = link.resolve()
+            if target.is_relative_to(base) or base.is_relative_to(target) or str(target) in seen:
+                logging.warning("left out the linked folder %s: %s is read already", link, target)
+                below.remove(name)
+            seen.add(str(target))
+        yield from (file for name in names if (file := Path(folder, name)).is_file())
 
 
 SOURCES: dict[str, Callable[[str, str], Records]] = {

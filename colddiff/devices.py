@@ -93,7 +93,7 @@ def from_first_host(value: np.ndarray) -> np.ndarray:
 
 
 def create_mesh(fsdp: int = 1) -> Mesh:
-    """All devices, in one order: 'data' × 'fsdp', so many of which share one copy of a state.
+    """Return all devices, host by host, as 'data' × 'fsdp': `fsdp` of them share one state.
 
     Raises:
       UserError: the devices cannot be divided so.
@@ -102,7 +102,9 @@ def create_mesh(fsdp: int = 1) -> Mesh:
     if fsdp < 1 or count % fsdp:
         fit = [n for n in range(1, count + 1) if count % n == 0]
         raise UserError(f"config.mesh.fsdp={fsdp} must divide the {count} devices: one of {fit}")
-    devices = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,)).devices
+    # Host by host, so that each host's rows of a batch lie together (`host_rows`): jax.make_mesh
+    # may order the devices of a TPU otherwise.
+    devices = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
     return Mesh(devices.reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2)
 
 

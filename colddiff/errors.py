@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Input that cannot be used: a name, a number, a shape, a path or a workdir."""
 
 
+class StorageError(UserError):
+    """The file system failed where something was to be read, which itself may be in order."""
+
+
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> UserError:
     """The error for a `name` of some `what` ("sampler", ...) that is none of the `valid` ones."""
     return UserError(f"unknown {what} {name!r}; valid: {', '.join(sorted(valid))}")

@@ -17,8 +17,8 @@ import numpy as np
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from colddiff import metrics
-from colddiff.build import Experiment, check_sampler, make_sampler
+from colddiff import data, metrics
+from colddiff.build import Experiment, build, check_sampler, make_sampler
 from colddiff.compiler import network_jit
 from colddiff.devices import create_mesh, replicate, split_rows, to_host
 from colddiff.errors import UserError
@@ -30,6 +30,7 @@ from colddiff.samplers import Sampler, direct, image_keys, marks_of, times_betwe
 
 _FEWEST = 4  # images that have a kernel distance
 _STAGES = 6  # of a walk, in a picture
+_BATCH = 64  # images whose features are taken between two looks at whether to stop
 
 
 class Way(NamedTuple):
@@ -47,7 +48,7 @@ class Distance(NamedTuple):
       features: the space's full name, to stand beside the numbers.
       frechet: Fréchet distance; FID is this in the space 'inception-2015-12-05'.
       kernel: kernel distance (KID), with its standard error; None of fewer than 4 images.
-      frechet_at: of the first n restored images, by n.
+      frechet_at: of a subset of n restored images, by n.
     """
 
     space: str
@@ -81,7 +82,7 @@ class Report(NamedTuple):
     """The scores of a run, with all that they depend on.
 
     Attributes:
-      num_images: of the test split, the first ones, that were degraded and restored.
+      num_images: of the test split, that were degraded and restored.
       num_reference: of the test split, all, that distances are to; 0 where there are none.
       weights: 'EMA', or 'none' where nothing was restored.
       paper: the paper's (FID, SSIM, RMSE) by row, empty where it has none.
@@ -103,11 +104,13 @@ class Truth(NamedTuple):
     """What restored images are compared with.
 
     Attributes:
-      images: the first of the test split, uint8 `[N, H, W, C]`.
+      images: of the test split, uint8 `[N, H, W, C]`.
+      order: int `[N]`, in which subsets and distances take them (`data.Split`).
       spaces: feature spaces, with what is kept of the whole test split in each.
     """
 
     images: np.ndarray
+    order: np.ndarray
     spaces: list[tuple[Features, Collected]]
 
 
@@ -119,17 +122,17 @@ class Walk(NamedTuple):
 
 
 def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
-    """The first `limit` images of the test split (0: all), uint8 `[N, H, W, C]`."""
-    return load_split(config, config.data.test_split, limit=limit)
+    """Return `limit` images of the test split (0: all), uint8 `[N, H, W, C]`."""
+    return load_split(config, config.data.test_split, limit=limit).images
 
 
 def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
-    """The first test images, `config.eval.num_images` if None, in `config.eval.features`."""
+    """Return so many test images, `config.eval.num_images` if None, for `config.eval.features`."""
     spaces = [make_features(name, config) for name in config.eval.features]
     kept = [of_split(features, config, config.data.test_split) for features in spaces]
     count = config.eval.num_images if num_images is None else num_images
-    images = load_test_images(config, count)
-    return Truth(images, list(zip(spaces, kept, strict=True)))
+    images, _, order = load_split(config, config.data.test_split, limit=count)
+    return Truth(images, order, list(zip(spaces, kept, strict=True)))
 
 
 def ways_of(
@@ -153,6 +156,32 @@ def ways_of(
     return ways
 
 
+def check_ways(
+    config: ConfigDict, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
+) -> None:
+    """Refuse, without a look at any image, what `ways_of` or `evaluate` would refuse much later.
+
+    Raises:
+      UserError: as `ways_of`, or `config.eval.counts` that the test split is too small for.
+    """
+    names = config.eval.samplers if samplers is None else samplers
+    if "ddim" in names or "ddpm" in names:
+        ways_of(build(config), samplers, steps)
+    for name in names:
+        make_sampler(config, name)
+    for count in steps:
+        times_between(config.degradation.num_steps, count)
+    if config.eval.counts:
+        settings = config.data
+        files = data.fingerprint(settings.source, settings.test_split, settings.channels)["files"]
+        _check_counts(config.eval.counts, min(config.eval.num_images or files, files))
+
+
+def _check_counts(counts: Sequence[int], total: int) -> None:
+    if wrong := [n for n in counts if not 2 <= n <= total]:
+        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
+
+
 def evaluate(
     experiment: Experiment,
     params: Any,
@@ -170,8 +199,8 @@ def evaluate(
       step: the training step they are of.
       truth: `load_truth` of the config if None.
       ways: `ways_of` the config if None.
-      counts: of how many of the first images to measure Fréchet distances as well; those of the
-        config if None.
+      counts: sizes of subsets to measure Fréchet distances of as well; those of the config if
+        None.
       between: is called after each batch, as `Stop.check` wants to be.
 
     Raises:
@@ -180,9 +209,7 @@ def evaluate(
     config = experiment.config
     truth = load_truth(config) if truth is None else truth
     counts = config.eval.counts if counts is None else counts
-    if wrong := [n for n in counts if not 2 <= n <= len(truth.images)]:
-        total = len(truth.images)
-        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
+    _check_counts(counts, len(truth.images))
     ways = ways_of(experiment) if ways is None else ways
     experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
     rows = [_score(experiment, params, truth, way, counts, between) for way in (None, *ways)]
@@ -245,10 +272,10 @@ def _score(
             between()
         meter.note()
     seconds = (time.monotonic() - began) / len(images)
-    distances = [
-        _distance(features, reference, restored, counts, between)
-        for features, reference in truth.spaces
-    ]
+    distances = []
+    if truth.spaces:
+        restored = np.concatenate(restored)[truth.order]
+        distances = [_distance(*space, restored, counts, between) for space in truth.spaces]
     mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
     scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
     return Row(name, len(times) - 1, times.tolist(), *scores)
@@ -257,18 +284,18 @@ def _score(
 def _distance(
     features: Features,
     reference: Collected,
-    batches: list[np.ndarray],
+    images: np.ndarray,
     counts: Sequence[int],
     between: Callable[[], None],
 ) -> Distance:
-    """Between the images of the batches and the reference."""
+    """Return the distances between restored images, in the order of subsets, and the reference."""
 
     def each():
-        for batch in batches:
-            yield batch
+        for first in range(0, len(images), _BATCH):
+            yield images[first : first + _BATCH]
             between()
 
-    total = sum(map(len, batches))
+    total = len(images)
     found = collect(features, each(), total=total, counts=counts)
     at = {
         n: metrics.frechet_distance(moments.gaussian, reference.gaussian)

@@ -100,6 +100,7 @@ def load_train_images(config: ConfigDict) -> data.Images:
         settings.train_split,
         size=settings.image_size + settings.crop_margin,
         channels=settings.channels,
+        background=settings.get("background", data.BLACK),
         cache=settings.cache,
     )
     logging.info("training images: %d of %s", len(images), settings.source)

@@ -31,10 +31,11 @@ from colddiff.files import whole
 from colddiff.progress import Meter
 
 _COMPONENTS = 32
-_PCA_IMAGES = 10_000  # of the training split, the first ones
+_PCA_IMAGES = 10_000  # of the training split
 _EXACT = 4096  # pixels times channels, up to which a covariance of them is computed
-_KEPT = 10_000  # features for a kernel distance, of the first images
+_KEPT = 10_000  # features for a kernel distance
 _CHUNK = 16  # images that a device takes at a time: so rounding is the same whatever the batch
+_BATCH = 1024  # images copied at a time
 _VERSION = 1  # of the files in the cache
 
 
@@ -133,9 +134,10 @@ def collect(
 def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
     """What is kept of a split of the config's data; from the cache if it was collected before.
 
-    The file's name is a hash of all that it depends on, the pixels included, and it says so inside.
+    The images are taken in the order of `data.Split.order`. The file's name is a hash of all that
+    it depends on, the pixels included, and it says so inside.
     """
-    images = load_split(config, split)
+    images, _, order = load_split(config, split)
     source = config.data.source
     identity = {
         "version": _VERSION,
@@ -145,11 +147,14 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
         "pixels": hashlib.sha256(images).hexdigest(),
         "features": features.identity,
     }
+    if np.any(np.diff(order) < 0):
+        identity["order"] = hashlib.sha256(order.astype(np.int64)).hexdigest()
     text = json.dumps(identity, sort_keys=True)
     name = f"statistics-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     path = cache_folder() / name
     if not all_hosts(path.exists()):
-        found = collect(features, [images], total=len(images))
+        batches = (images[order[i : i + _BATCH]] for i in range(0, len(order), _BATCH))
+        found = collect(features, batches, total=len(images))
         moments = found.moments[found.count]
         with whole(path) as file:
             np.savez(file, identity=text, first=found.first, **moments._asdict())
@@ -166,11 +171,17 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
     return found
 
 
-def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> np.ndarray:
-    """The first `limit` images of a split of the config's data (0: all), uint8 `[N, H, W, C]`."""
+def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> data.Split:
+    """Return a split of the config's data, or a subset of `limit` images."""
     settings = config.data
-    size, channels = settings.image_size, settings.channels
-    return data.load(settings.source, split, size=size, channels=channels, limit=limit)
+    return data.load_split(
+        settings.source,
+        split,
+        size=settings.image_size,
+        channels=settings.channels,
+        background=settings.get("background", data.BLACK),
+        limit=limit,
+    )
 
 
 @network_jit
@@ -205,7 +216,7 @@ def _pixels(config: ConfigDict) -> Features:
 def _pca(config: ConfigDict) -> Features:
     from sklearn.decomposition import PCA
 
-    images = load_split(config, config.data.train_split, limit=_PCA_IMAGES)
+    images = load_split(config, config.data.train_split, limit=_PCA_IMAGES).images
     exact = images[0].size <= _EXACT
     dtype = np.float64 if exact else np.float32
     flat = np.divide(images.reshape(len(images), -1), 255, dtype=dtype)
@@ -241,6 +252,7 @@ def _classifier(config: ConfigDict) -> Features:
         test_split=settings.test_split,
         size=settings.image_size,
         channels=settings.channels,
+        background=settings.get("background", data.BLACK),
         folder=cache_folder(),
     )
     name = f"classifier of {_origin(config)}"

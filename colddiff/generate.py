@@ -31,6 +31,7 @@ from colddiff.images import mosaic, save_gif, save_png, to_uint8
 from colddiff.inference import LARGEST_SEED, Run
 from colddiff.progress import Meter
 from colddiff.samplers import marks_of, times_between
+from colddiff.user_code import source_hashes
 
 _IN_GRID, _IN_GIF, _FRAMES = 64, 16, 50
 _MOST_SEEDS = 10_000_000  # of one command
@@ -129,13 +130,16 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
 def _settings(run: Run) -> dict[str, Any]:
     """What an image depends on besides its seed, in JSON's types."""
     config = checkpoint.as_json(run.config)
-    return {name: config[name] for name in ("degradation", "prior", "sampler")} | {
+    settings = {name: config[name] for name in ("degradation", "prior", "sampler")} | {
         "steps": run.experiment.steps,
         "chunk": run.config.eval.chunk,
         "weights": {"step": run.step, "sha256": _digest(run.params)},
         # What settings do not tell: the fitted mixture, the images of a bank, a function's version.
         "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},
     }
+    if source := source_hashes(run.config.degradation):
+        settings["source"] = source
+    return settings
 
 
 def _digest(tree: Any) -> str:

@@ -10,14 +10,46 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from colddiff.errors import UserError
 from colddiff.files import whole
 
+_LARGEST = 10.0  # of values around [-1, 1]: images with Gaussian noise have 6, 8-bit images 255
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
     """uint8 to float32 in [-1, 1], any shape."""
     return images.astype(jnp.float32) / 127.5 - 1
+
+
+def check_images(x: jax.Array, what: str) -> None:
+    """Refuse what cannot be images around [-1, 1]: integers, NaN, values far outside.
+
+    Of a traced array only the type is checked.
+
+    Args:
+      what: its name, for the message.
+
+    Raises:
+      UserError: says what it is instead.
+    """
+    dtype = getattr(x, "dtype", type(x).__name__)
+    if not (hasattr(x, "dtype") and jnp.issubdtype(dtype, jnp.floating)):
+        raise UserError(
+            f"{what} is of type {dtype}; it must be floats on [-1, 1]. Convert 8-bit images with "
+            "colddiff.images.from_uint8"
+        )
+    known = not isinstance(x, jax.core.Tracer)
+    if isinstance(x, jax.Array) and known:
+        known = x.is_fully_addressable
+    if not known or not x.size:
+        return
+    largest = float(jnp.max(jnp.abs(x)))
+    if not largest <= _LARGEST:
+        raise UserError(
+            f"{what} has absolute values up to {largest:g}; images lie on [-1, 1]. Convert 8-bit "
+            "images with colddiff.images.from_uint8"
+        )
 
 
 def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:

@@ -4,6 +4,7 @@ And what a run keeps beside its checkpoints: its prior, in `WORKDIR/prior`.
 """
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from colddiff.compiler import network_jit
 from colddiff.degradations import Degrade, as_partial
 from colddiff.devices import create_mesh, place, replicate, replicated, shared, split_axis
 from colddiff.errors import UserError, first_line
-from colddiff.files import whole
+from colddiff.files import read_json, whole
+from colddiff.images import check_images
 from colddiff.priors import Mixture, Prior, fit_mixture
 from colddiff.progress import Meter
 from colddiff.samplers import (
@@ -113,11 +115,13 @@ class Run:
             `[len(iterates_at), B, H, W, C]`.
 
         Raises:
-          UserError: another shape, an unknown sampler, or steps or times outside 0..T.
+          UserError: another shape or type, values that are not finite or far outside [-1, 1], an
+            unknown sampler, or steps or times outside 0..T.
         """
-        if xT.ndim != 4 or xT.shape[1:] != self.experiment.image_shape:
+        if np.ndim(xT) != 4 or xT.shape[1:] != self.experiment.image_shape:
             shape = ("B", *self.experiment.image_shape)
-            raise UserError(f"xT must be of shape {shape}; got {xT.shape}")
+            raise UserError(f"xT must be of shape {shape}; got {np.shape(xT)}")
+        check_images(xT, "xT")
         times = self._times(steps, times, iterates_at)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
         xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
@@ -294,6 +298,12 @@ def load(
         if config is not None:
             checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
         experiment = build(saved if config is None else config)
+        if changes := checkpoint.source_changes(workdir, experiment.config):
+            logging.warning(
+                "the source of the degradation is not the one that %s was trained with:\n  %s",
+                workdir,
+                "\n  ".join(changes),
+            )
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
         mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
         experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
@@ -323,7 +333,8 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
     """The prior that the experiment's config names; None for 'none'.
 
     A mixture is fitted to the training split the first time it is needed, and kept in
-    `workdir/prior`.
+    `workdir/prior`. Its file names the images, as `workdir/data.json` does; when those of the run
+    are others, it is fitted anew.
 
     Raises:
       UserError: the training split cannot be read, or what was kept cannot or is of other images.
@@ -332,14 +343,18 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
 
     def mixture_of(*, size: int, components: int) -> Mixture:
         path = _mixture_path(workdir, size, components)
+        images = json.dumps(read_json(workdir / "data.json"), sort_keys=True)
+        if path.exists() and images != "null" and _fitted_to(path) not in (images, ""):
+            logging.warning("%s was fitted to other images: fitting it anew", path)
+            path.unlink(missing_ok=True)
         if not path.exists():
             logging.info("fitting the prior to %s, split %s", settings.source, settings.train_split)
             mixture = _fit_mixture(experiment.config, size, components)
             with whole(path) as file:
-                np.savez(file, **mixture._asdict())
+                np.savez(file, images=images, **mixture._asdict())
         try:
             with np.load(path) as arrays:
-                mixture = Mixture(**arrays)
+                mixture = Mixture(*(arrays[name] for name in Mixture._fields))
         except Exception as error:  # damaged archives raise all sorts
             raise UserError(
                 f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
@@ -354,8 +369,17 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
     return None if prior is None else replicate(prior, create_mesh())
 
 
+def _fitted_to(path: Path) -> str:
+    """Return what a prior's file says of its images; "" if it says nothing or cannot be read."""
+    try:
+        with np.load(path) as arrays:
+            return str(arrays["images"])
+    except Exception:  # what is wrong is told where the arrays are read
+        return ""
+
+
 def forget_priors(workdir: Path) -> None:
-    """Deletes what `load_prior` kept: a new run fits its own."""
+    """Delete what `load_prior` kept: a new run fits its own."""
     for path in (workdir / "prior").glob(_mixture_path(workdir, "*", "*").name):
         logging.info("deleting %s, of an earlier run", path)
         path.unlink()
@@ -373,6 +397,7 @@ def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:
         settings.train_split,
         size=settings.image_size,
         channels=settings.channels,
+        background=settings.get("background", data.BLACK),
         cache=False,
     )
     with Meter("prior", total=len(images), images_per_step=1) as meter:

@@ -22,6 +22,13 @@ from colddiff.errors import UserError
 
 _MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade", "benchmark")
 _OF_A_RUN = ("evaluate", "generate")  # without --config they take the one that was trained with
+_USES = {  # the flags that only some modes take
+    "train_and_evaluate": ("samplers", "steps", "step", "accept_source"),
+    "train": ("accept_source",),
+    "evaluate": ("samplers", "steps", "step", "output"),
+    "generate": ("seeds", "step", "output"),
+    "compare": ("folder",),
+}
 _EXIT_BAD_INPUT = 2
 _EXIT_BUG = 1
 _SECONDS_TO_LEAVE = 30  # in which other hosts with the same error end as well
@@ -51,6 +58,11 @@ _SAMPLERS = flags.DEFINE_list(
 _STEPS = flags.DEFINE_list(
     "steps", None, "Numbers of steps to evaluate each sampler with: 5,10,20. Makes a study."
 )
+_ACCEPT_SOURCE = flags.DEFINE_bool(
+    "accept_source",
+    False,
+    "Go on training although the source of the degradation, a FILE.py:FUNCTION, has changed.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -71,20 +83,23 @@ def main(argv: Sequence[str]) -> None:
     _join_hosts()
     config = _CONFIG.value
     workdir, *others = (Path(text).expanduser().absolute() for text in _workdirs())
+    steps = [_whole("--steps", text) for text in _STEPS.value or ()]
 
     # Imported here so that a mistake in the flags is answered at once.
     from colddiff import benchmark, compare
     from colddiff.build import build
-    from colddiff.evaluate import gallery, load_test_images
+    from colddiff.evaluate import check_ways, gallery, load_test_images
     from colddiff.generate import folder_of, generate, parse_seeds
     from colddiff.images import save_png
     from colddiff.inference import load
     from colddiff.train import train
 
-    if "train" in _MODE.value and not train(config, workdir):
+    if _MODE.value == "train_and_evaluate":
+        check_ways(config, _SAMPLERS.value, steps)
+    if "train" in _MODE.value and not train(config, workdir, accept_source=_ACCEPT_SOURCE.value):
         return  # told to stop
     if "evaluate" in _MODE.value:
-        _evaluate(config, [workdir, *others])
+        _evaluate(config, [workdir, *others], steps)
     if _MODE.value == "generate":
         seeds = parse_seeds(_SEEDS.value)
         run = load(workdir, step=_step(), config=config)
@@ -147,14 +162,13 @@ def _config_arguments() -> list[str]:
     return found
 
 
-def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
-    """Scores each run and writes its report; of several, one table as well."""
+def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int]) -> None:
+    """Score each run and write its report; of several, one table as well."""
     from colddiff import report
     from colddiff.build import build
     from colddiff.evaluate import evaluate, ways_of
     from colddiff.inference import load
 
-    steps = [_whole("--steps", text) for text in _STEPS.value or ()]
     reports = {}
     for workdir in workdirs:
         if config is not None and not (_SAMPLERS.value or config.eval.samplers):
@@ -164,7 +178,8 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
             experiment, params, step = run.experiment, run.params, run.step
         ways = ways_of(experiment, _SAMPLERS.value, steps)
         found = evaluate(experiment, params, step, ways=ways)
-        name = "study" if steps else "report"
+        # A name of its own, for the report of all samplers stays.
+        name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ())])
         folder = report.write(found, experiment, params, workdir, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
         reports[title] = found
@@ -176,17 +191,49 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path]) -> None:
 
 
 def _workdirs() -> list[str]:
-    """What --workdir says; only to evaluate can they be several."""
+    """Return the folders that --workdir names: several, A,B,C, only in --mode=evaluate.
+
+    A folder whose name has a comma is one.
+    """
     text = _WORKDIR.value
     if "://" in text:
         raise UserError(
             f"--workdir={text} must be a folder; mount the bucket, and give where it is"
         )
-    return text.split(",") if _MODE.value == "evaluate" else [text]
+    several = _MODE.value == "evaluate" and not Path(text).expanduser().is_dir()
+    return text.split(",") if several else [text]
+
+
+def _check_flags() -> None:
+    """Refuse flags that the mode does not use, and values that cannot be, before any work."""
+    mode = _MODE.value
+    for name in sorted({name for names in _USES.values() for name in names}):
+        if flags.FLAGS[name].present and name not in _USES.get(mode, ()):
+            uses = " or ".join(f"--mode={m}" for m, names in _USES.items() if name in names)
+            raise UserError(f"--{name} is not used by --mode={mode}, but by {uses}; leave it out")
+    for text in _STEPS.value or ():
+        _whole("--steps", text)
+    step = _step()
+    if mode == "train_and_evaluate" and isinstance(step, int):
+        raise UserError(
+            f"--step={step} is for --mode=evaluate, once the run is trained; here use --step=best, "
+            "or leave it out for the last step"
+        )
+    if mode == "train_and_evaluate" and step == "best" and not _CONFIG.value.train.best:
+        raise UserError(
+            "--step=best needs a score to tell the best checkpoint by: --config.train.best, such "
+            "as tacos/rmse, and --config.train.scored"
+        )
+    if mode == "evaluate" and _OUTPUT.value is not None and len(_workdirs()) == 1:
+        raise UserError("--output is where the table of several runs goes; here is one --workdir")
 
 
 def _step() -> int | str | None:
-    """What --step says."""
+    """Return the checkpoint that --step names.
+
+    Raises:
+      UserError: it is no number and not 'best'.
+    """
     given = _STEP.value
     return given if given in (None, "best") else _whole("--step", given)
 
@@ -241,6 +288,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise UserError("leave --config out for several workdirs: each run has its own")
         else:
             _CONFIG.value.lock()  # reading it shows whether the file could be loaded
+        _check_flags()
     except (flags.Error, UserError) as error:
         raise UserError(str(error)) from error
     except Exception as error:  # of the config file's own code, or of a --config.FIELD

@@ -182,7 +182,7 @@ def write(
     Of several hosts all must call it, and the first writes.
 
     Args:
-      name: 'report', or 'study' for one with plots over the number of steps.
+      name: begins with 'report', or with 'study' for one with plots over the number of steps.
 
     Returns:
       Their folder, `workdir/evaluation/STEP`.
@@ -190,9 +190,9 @@ def write(
     folder = workdir / "evaluation" / f"{report.step:07d}"
     reports = {workdir.name: report}
     sections, pictures = [table(reports)], {}
-    if name == "study":
+    if name.startswith("study"):
         for kind, plot in study_plots(report).items():
-            pictures[f"study-{file_name(kind)}.png"] = plot
+            pictures[f"{name}-{file_name(kind)}.png"] = plot
             sections.append(page.Picture(kind, plot))
     if len(report.rows) > 1:
         images = load_test_images(experiment.config, experiment.config.eval.pictures)

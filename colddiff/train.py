@@ -49,6 +49,7 @@ from colddiff.examples import (
 from colddiff.files import read_json, write_json
 from colddiff.images import mosaic, save_png
 from colddiff.inference import Run, forget_priors, load_prior
+from colddiff.lock import alone
 from colddiff.metrics import SSIM_WINDOW
 from colddiff.progress import Meter
 from colddiff.samplers import image_keys
@@ -126,37 +127,51 @@ def _gathering(loss_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Ca
     return jax.checkpoint(gathered, policy=policy)
 
 
-def train(config: ConfigDict, workdir: Path) -> bool:
-    """Trains to `config.train.num_steps`, from the last good checkpoint of `workdir` if it has one.
+def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> bool:
+    """Train to `config.train.num_steps`, from the last good checkpoint of `workdir` if it has one.
 
     SIGTERM and SIGINT save and end it.
+
+    Args:
+      accept_source: go on although the source of the user's own degradation has changed.
 
     Returns:
       Whether it came to the end.
 
     Raises:
-      UserError: the config cannot work, `workdir` holds another run or one of other data, the data
-        cannot be read, or the loss is no longer finite.
+      UserError: the config cannot work, `workdir` holds another run, one of other data or source,
+        or another process trains there, the data cannot be read, or the loss is no longer finite.
     """
     experiment = build(config)
     mesh = create_mesh(config.mesh.fsdp)
     experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
     check_shared(workdir)
+    with alone(workdir):
+        return _train(experiment, mesh, workdir, accept_source)
+
+
+def _train(
+    experiment: Experiment, mesh: jax.sharding.Mesh, workdir: Path, accept_source: bool
+) -> bool:
+    """Train in a workdir where no other process does."""
+    config = experiment.config
     state = init_state(experiment, mesh)
-    if checkpoint.last_step(workdir, config):
-        state = checkpoint.restore_last(workdir, state)
-    else:
+    new = not checkpoint.last_step(workdir, config)
+    checkpoint.check_source(workdir, config, accept=accept_source, new=new)
+    if new:
         _forget(workdir)
+    else:
+        state = checkpoint.restore_last(workdir, state)
     start = int(state.step)
     if start >= config.train.num_steps:
         logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
         return True
     if start:
         logging.info("going on from step %d of %s", start, workdir)
-    load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     images = load_train_images(config)
     check_data(config, images, workdir)
+    load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
     truth = _load_truth(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     checkpoint.set_scores_aside(workdir)

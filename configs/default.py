@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     data.test_split = "test"
     data.image_size = 32  # pixels a side
     data.channels = 1
+    data.background = (0, 0, 0)  # (R, G, B) in 0..255, behind transparent pixels
     data.crop_margin = 0  # training images are this much larger, then cropped
     data.pad = 0  # black pixels put around a training image before it is cropped
     data.crop = "random"  # random | center
@@ -82,13 +83,13 @@ def get_config() -> ConfigDict:
     # Images that a device generates at a time, more where memory allows. Another number rounds sums
     # otherwise, and a generated image, though not a restored one, shows it.
     evaluation.chunk = 16
-    evaluation.num_images = 0  # the first so many of the test split; 0 for all
+    evaluation.num_images = 0  # so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures
     # Spaces for Fréchet and kernel distances (colddiff.features): pixels, pca, classifier (of the
     # source's labels), inception (FID; downloads its weights).
     evaluation.features = ("pca",)
-    evaluation.counts = ()  # how many of the first images to give Fréchet distances of as well
+    evaluation.counts = ()  # sizes of subsets to give Fréchet distances of as well
 
     # The paper's (FID, SSIM, RMSE) by row: degraded, direct, tacos. Shown beside ours.
     config.paper = ConfigDict()

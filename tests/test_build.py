@@ -36,7 +36,7 @@ def test_table_1_settings():
     assert cifar.T == 50
     kernel = np.exp(-0.5 * (np.arange(-5, 6) / 0.35) ** 2)
     np.testing.assert_allclose(
-        cifar.degrade.args[0][1, 16, 11:22], kernel / kernel.sum(), atol=1e-6
+        split(cifar.degrade)[1].args[0][1, 16, 11:22], kernel / kernel.sum(), atol=1e-6
     )
 
 
@@ -192,7 +192,7 @@ def test_parts_are_composed_in_their_order(config):
 def test_a_bank_is_images_of_the_config_s_size(config):
     bank = {"source": "color_digits", "split": "test", "limit": 7, "sharded": False}
     experiment = build(degradation(config, name="animorph", schedule="cosine", bank=bank))
-    stored = experiment.degrade.args[0].args[0]
+    stored = split(experiment.degrade)[0].args[0]
     expected = data.load("color_digits", "test", size=16, channels=1, limit=7)
     assert stored.dtype == np.uint8 and np.array_equal(stored, expected)
     for wrong, message in (

@@ -2,6 +2,7 @@
 
 import collections
 import colorsys
+import errno
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from colddiff import data
+from colddiff import data, files
 from colddiff.errors import UserError
 
 
@@ -50,12 +51,57 @@ def test_color_digits_have_the_hue_of_their_label():
         assert np.ptp(inks, axis=1).min() > 0.5
 
 
-@pytest.mark.parametrize("name", ["test", "val"])
-def test_folders_with_splits_of_their_own(tmp_path, name):
-    """AFHQ calls its test split val."""
-    write_images(tmp_path, ["train/1.png", "train/dog/2.png", f"{name}/3.png", f"{name}/4.png"])
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        ("train", "test"),
+        ("train", "val"),  # AFHQ's
+        ("train", "valid"),
+        ("train", "validation"),
+        ("Train", "Test"),
+        ("training", "testing"),
+    ],
+)
+def test_folders_with_splits_of_their_own(tmp_path, first, name):
+    names = [f"{first}/1.png", f"{first}/dog/2.png", f"{name}/3.png", f"{name}/4.png"]
+    write_images(tmp_path, names)
     train, test = (data.load(f"folder:{tmp_path}", s, size=4, channels=3) for s in data.SPLITS)
     assert train[:, 0, 0, 0].tolist() == [0, 1] and test[:, 0, 0, 0].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "seen"),
+    [
+        (["train/1.png", "holdout/2.png"], "holdout, train"),
+        (["train/1.png", "dog/2.png", "cat/3.png"], "cat, dog, train"),
+        (["test/1.png", "dog/2.png"], "dog, test"),
+    ],
+)
+def test_a_split_beside_folders_that_are_none_is_refused(tmp_path, names, seen):
+    write_images(tmp_path, names)
+    for split in data.SPLITS:
+        with pytest.raises(UserError, match=f"beside others: {seen}. Call the t"):
+            data.load(f"folder:{tmp_path}", split, size=4, channels=3)
+    below = tmp_path / names[0].split("/")[0]
+    write_images(below, ["a/1.png", "a/2.png"])
+    alone = [data.load(f"folder:{below}", s, size=4, channels=3) for s in data.SPLITS]
+    assert sum(map(len, alone)) == 3
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path, caplog):
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    write_images(elsewhere, ["far/1.png", "far/2.png"])
+    write_images(root, ["near/0.png"])
+    (root / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (root / "near" / "loop").symlink_to(root, target_is_directory=True)
+    (root / "near" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (root / "twin").symlink_to(root / "near", target_is_directory=True)
+    (elsewhere / "again").symlink_to(elsewhere, target_is_directory=True)
+    found = [data.load(f"folder:{root}", s, size=4, channels=3) for s in data.SPLITS]
+    assert sorted(np.concatenate(found)[:, 0, 0, 0].tolist()) == [0, 0, 1]
+    said = "\n".join(warnings_of(caplog))
+    for name in ("loop", "up", "twin", "again"):
+        assert f"/{name}: " in said
 
 
 def test_folder_is_resized_and_centre_cropped(tmp_path):
@@ -159,12 +205,96 @@ def test_small_files_of_huge_images_are_not_decoded(tmp_path, caplog):
     assert "c.png" in said and "large.png" not in said
 
 
-def test_the_first_so_many_are_readable_ones(tmp_path):
+def test_so_many_images_are_so_many_readable_ones(tmp_path):
     write_images(tmp_path / "test", [f"{i}.png" for i in range(1, 5)])
     (tmp_path / "train").mkdir()
     (tmp_path / "test" / "0.png").write_text("no image")
-    images = data.load(f"folder:{tmp_path}", "test", size=4, channels=3, limit=2)
-    assert images[:, 0, 0, 0].tolist() == [0, 1]  # of 1.png and 2.png
+    load = lambda n: data.load(f"folder:{tmp_path}", "test", size=4, channels=3, limit=n)  # noqa: E731
+    assert load(4)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert [len(load(n)) for n in (1, 2, 3, 9)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_subsets_of_a_class_per_folder_hold_all_classes(tmp_path, cache):
+    """Three classes of 40, told by their level; every subset holds the smaller ones."""
+    for k, name in enumerate(("cat", "dog", "wild")):
+        for i in range(40):
+            write_images(tmp_path / "test" / name, [f"{i:02d}.png"], size=(4, 4))
+            Image.new("RGB", (4, 4), (k, i, 0)).save(tmp_path / "test" / name / f"{i:02d}.png")
+    (tmp_path / "train").mkdir()
+    settings = dict(size=4, channels=3)
+    whole = data.load_split(f"folder:{tmp_path}", "test", **settings)
+    assert whole.images[:, 0, 0, 0].tolist() == sorted([0, 1, 2] * 40)  # the order of the files
+    assert sorted(whole.order) == list(range(120))
+    for n in (8, 30, 60):
+        images = data.load(f"folder:{tmp_path}", "test", cache=cache, limit=n, **settings)
+        pixels = [image[0, 0].tolist() for image in (images[i] for i in range(len(images)))]
+        assert sorted(pixels) == sorted(whole.images[whole.order[:n], 0, 0].tolist())
+        counts = collections.Counter(k for k, _, _ in pixels)
+        assert len(counts) == 3 and max(counts.values()) <= 0.75 * n
+        part = data.load_split(f"folder:{tmp_path}", "test", limit=n, **settings)
+        assert np.array_equal(part.images[part.order], whole.images[whole.order[:n]])
+
+
+def test_subsets_of_the_other_sources_are_the_first_images():
+    whole = data.load_split("digits", "test", size=8, channels=1)
+    assert np.array_equal(whole.order, np.arange(297)) and len(whole.labels) == 297
+    part = data.load_split("digits", "test", size=8, channels=1, limit=9)
+    assert np.array_equal(part.images, whole.images[:9])
+    assert np.array_equal(part.labels, whole.labels[:9])
+
+
+def test_the_disk_failing_is_not_an_unreadable_image(tmp_path, monkeypatch, caplog):
+    """It is tried again, and never an image less."""
+    write_images(tmp_path, ["train/a.png", "train/b.png", "test/c.png"])
+    open_image, failures = Image.open, {"a.png": 2, "b.png": 1}
+
+    def failing(path, **settings):
+        if failures.get(path.name, 0) > 0:
+            failures[path.name] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return open_image(path, **settings)
+
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(data.Image, "open", failing)
+    assert len(data.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
+    assert sum("trying again" in text for text in warnings_of(caplog)) == 3
+    failures["a.png"] = 99
+    with pytest.raises(UserError, match=r"a\.png cannot be read: .*Input/output error"):
+        data.load(f"folder:{tmp_path}", "train", size=4, channels=3)
+
+
+def test_transparent_pixels_show_the_background(tmp_path):
+    """Not the colour that is hidden in them: red; half of it where they are half transparent."""
+    pixels = np.zeros((6, 6, 4), np.uint8)
+    pixels[..., 0] = 255
+    pixels[2:4, :, 3], pixels[4:, :, 3] = 128, 255
+    gray = np.full((6, 6, 2), 200, np.uint8)
+    gray[:3, :, 1], gray[3:, :, 1] = 0, 255
+    palette = Image.fromarray(np.repeat([[0], [1]], 3, axis=0).repeat(6, axis=1).astype(np.uint8))
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    folder = tmp_path / "train"
+    folder.mkdir()
+    (tmp_path / "test").mkdir()
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(gray).save(folder / "b.png")
+    palette.save(folder / "c.png", transparency=0)
+    for background in ((0, 0, 0), (0, 0, 255)):
+        images = data.load(f"folder:{tmp_path}", "train", size=6, channels=3, background=background)
+        assert images[0, 0, 0].tolist() == list(background)
+        half = [128, 0, 127 / 255 * background[2]]
+        np.testing.assert_allclose(images[0, 2, 0], half, atol=1)
+        assert images[0, 5, 0].tolist() == [255, 0, 0]
+        assert images[1, 0, 0].tolist() == list(background)
+        assert images[1, 5, 0].tolist() == [200, 200, 200]
+        assert images[2, 0, 0].tolist() == list(background)
+        assert images[2, 5, 0].tolist() == [0, 255, 0]
+    white = (255, 255, 255)
+    images = data.load(f"folder:{tmp_path}", "train", size=6, channels=1, background=white)
+    assert images[:, 0, 0, 0].tolist() == [255] * 3
+    for wrong in ((0, 0), (0, 0, 256), (0.5, 0, 0)):
+        with pytest.raises(UserError, match=r"data.background=.* must be \(R, G, B\)"):
+            data.load(f"folder:{tmp_path}", "train", size=6, channels=1, background=wrong)
 
 
 def test_a_broken_exif_block_is_just_one_unreadable_image(tmp_path, monkeypatch):

@@ -1,12 +1,16 @@
 """Batches are shared, tables copied, banks split."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from colddiff import devices
 from colddiff.build import build
+from colddiff.degradations import split as halves
 from colddiff.devices import create_mesh, host_rows, replicate, split_rows, to_mesh
 from colddiff.errors import UserError
 from colddiff.samplers import image_keys
@@ -20,6 +24,18 @@ def test_a_batch_is_split_over_all_devices():
     batch = to_mesh(np.arange(16).reshape(2, 8), mesh, 1)
     assert [s.data.tolist() for s in batch.addressable_shards][1] == [[2, 3], [10, 11]]
     assert host_rows("b", 8, mesh) == slice(0, 8)
+
+
+def test_a_host_s_devices_lie_together(monkeypatch):
+    """However JAX orders them: those of a TPU's hosts alternate."""
+    made = [types.SimpleNamespace(process_index=i % 2, id=7 - i) for i in range(8)]
+    monkeypatch.setattr(devices.jax, "devices", lambda: made)
+    monkeypatch.setattr(devices.jax, "device_count", lambda: 8)
+    monkeypatch.setattr(devices, "Mesh", lambda array, axes, axis_types: array)
+    for fsdp in (1, 4):
+        hosts = [device.process_index for device in create_mesh(fsdp).flat]
+        assert hosts == [0] * 4 + [1] * 4
+    assert [device.id for device in create_mesh().flat] == [1, 3, 5, 7, 0, 2, 4, 6]
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(6, "use 4 or 8"), (3, "use 4$")])
@@ -58,7 +74,7 @@ def animorph(config, sharded):
 def test_a_split_bank_gives_the_same_images_and_the_same_training(config):
     """10 images on 4 devices: two rows of filling are never picked."""
     whole, split = (animorph(config, sharded) for sharded in (False, True))
-    bank = split.degrade.args[0].args[0]
+    bank = halves(split.degrade)[0].args[0]
     assert bank.dtype == np.uint8 and [s.data.shape[0] for s in bank.addressable_shards] == [3] * 4
     x0, keys = jnp.zeros((64, 16, 16, 1)), image_keys(jax.random.key(0), 0, 64)
     at_T = jax.jit(lambda degrade: jax.vmap(degrade, (0, None, 0))(x0, 6, keys))

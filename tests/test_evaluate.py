@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from ml_collections import ConfigDict
+from PIL import Image
 from sklearn.decomposition import PCA
 
 from colddiff import data, evaluate, metrics
 from colddiff.build import build
+from colddiff.degradations import split
 from colddiff.errors import UserError
 from colddiff.images import from_uint8, to_uint8
 from colddiff.inference import Run
@@ -45,6 +47,30 @@ def test_a_perfect_restorer_scores_perfectly():
         assert row.rmse < 1e-5 and row.ssim > 1 - 1e-5
 
 
+def test_subsets_of_a_class_per_folder_score_as_the_whole_does(tmp_path):
+    """Of a perfect restorer the distance to all images is that of a random subset: small."""
+    images = data.load("digits", "test", size=16, channels=1, limit=160)
+    for i, image in enumerate(images):
+        folder = tmp_path / ("train", "test")[i % 2] / ("plain", "inverted")[i // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = 255 - image if folder.name == "inverted" else image
+        Image.fromarray(picture[..., 0]).save(folder / f"{i:03d}.png")
+    config = tiny_config()
+    config.data.source = f"folder:{tmp_path}"
+    config.eval.samplers = ()
+    for num_images, counts in ((0, (40,)), (40, ())):
+        config.eval.num_images, config.eval.counts = num_images, counts
+        experiment = build(config)._replace(degrade=jax.tree_util.Partial(lambda x0, t, key: x0))
+        report = evaluate.evaluate(experiment, None, 0)
+        (distance,) = report.rows[0].distances
+        at_40 = distance.frechet_at[40] if counts else distance.frechet
+        means = [images[i::4].mean(axis=0) / 255 for i in (1, 3)]
+        apart = np.sum((means[0] - (1 - means[1])) ** 2)  # half of it, squared, if of one class
+        assert at_40 < 0.1 * apart / 4
+        if counts:
+            assert report.num_images == 80 and distance.frechet < 1e-3
+
+
 def test_every_image_has_a_pattern_of_its_own_number():
     """Whatever the batch: a degradation that adds one number to an image, drawn from its key."""
     config = tiny_config()
@@ -65,7 +91,7 @@ def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
     config.eval.samplers = ()
     experiment = build(config)
     x0 = np.asarray(from_uint8(evaluate.load_test_images(config, 20)), np.float64)
-    A = np.asarray(experiment.degrade.args[0][-1], np.float64)
+    A = np.asarray(split(experiment.degrade)[1].args[0][-1], np.float64)
     xT = np.einsum("hi,bijc,wj->bhwc", A, x0, A)
     expected = np.sqrt(np.mean(((xT - x0) / 2) ** 2))
     for batch_size in (8, 20, 64):
@@ -174,7 +200,7 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
     config.eval.samplers = ()
     cut = evaluate.evaluate(build(config), None, 0).rows[0].rmse
     x0 = np.asarray(from_uint8(evaluate.load_test_images(config, 20)), np.float64)
-    A = np.asarray(experiment.degrade.args[0][-1], np.float64)
+    A = np.asarray(split(experiment.degrade)[1].args[0][-1], np.float64)
     xT = np.einsum("hi,bijc,wj->bhwc", A, x0, A)
     xT = np.floor((xT + 1) * 127.5 + 1e-3) / 127.5 - 1
     assert cut == pytest.approx(np.sqrt(np.mean(((xT - x0) / 2) ** 2)), rel=1e-4)

@@ -1,25 +1,37 @@
 """Real processes, killed for real."""
 
 import logging
+import os
 import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from conftest import COMPILATION_CACHE, TINY_FLAGS, run_main, run_program, start_main, wait_for
+from conftest import (
+    COMPILATION_CACHE,
+    TINY_FLAGS,
+    run_main,
+    run_program,
+    start_main,
+    tiny_generator_config,
+    wait_for,
+)
 from PIL import Image
 from tensorboard_events import read_scalars
 
-from colddiff import checkpoint, data, inception, inference
+from colddiff import checkpoint, data, files, inception, inference
 from colddiff.devices import create_mesh
 from colddiff.errors import UserError
 from colddiff.examples import load_train_images
+from colddiff.lock import alone
 from colddiff.state import init_state
 from colddiff.train import train
 
@@ -187,6 +199,105 @@ def test_damaged_arrays_are_passed_over(part, how, tmp_path):
     assert (tmp_path / "damaged" / "4").is_dir() and inference.load(tmp_path).step == 4
 
 
+@pytest.mark.parametrize("item", ["state", "ema_params"])
+def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, caplog):
+    """One bit of one number, as a disk may flip it: the file itself still reads well."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    restore = ocp.CheckpointManager.restore
+
+    def flipping(manager, step, args):
+        restored = restore(manager, step, args=args)
+        if step == 8 and item in restored:
+            leaves, tree = jax.tree.flatten(restored[item])
+            place = next(i for i, leaf in enumerate(leaves) if leaf.size > 100)
+            bits = np.array(leaves[place]).view(np.uint32)
+            bits.flat[77] ^= 1 << 3
+            leaves[place] = jax.device_put(bits.view(np.float32), leaves[place].sharding)
+            restored[item] = jax.tree.unflatten(tree, leaves)
+        return restored
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", flipping)
+    config.train.num_steps = 9
+    config.train.lr_schedule = "constant"
+    damaged = rf"checkpoints/8 is damaged: 1 of the \d+ arrays of its {item} differ"
+    if item == "ema_params":
+        with pytest.raises(UserError, match=damaged):
+            inference.load(workdir)
+    caplog.set_level(logging.INFO)
+    assert train(config, workdir)
+    assert re.search(damaged, caplog.text) and "going on from step 6" in caplog.text
+    assert (workdir / "damaged" / "8").is_dir()
+
+
+def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
+    """In the largest file of arrays, wherever it still decodes."""
+    config.train.num_steps = 3
+    assert train(config, tmp_path / "run")
+    arrays = (tmp_path / "run" / "checkpoints" / "3" / "ema_params").rglob("d/*")
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    good, chance = largest.read_bytes(), random.Random(0)
+    like = inference.load(tmp_path / "run").params
+    for _ in range(10):
+        bad = bytearray(good)
+        bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
+        largest.write_bytes(bytes(bad))
+        with checkpoint.open_manager(tmp_path / "run") as manager:
+            try:
+                found = checkpoint.restore_ema(manager, like, 3)
+            except UserError:
+                continue
+        # A bit that no array was made of.
+        assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(like)))
+
+
+def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkeypatch, caplog):
+    """A file's name leads round and round, until somebody puts it right: that is no damage."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    path = next((workdir / "checkpoints" / "8" / "state" / "ocdbt.process_0" / "d").iterdir())
+    good = path.read_bytes()
+    config.train.num_steps = 9
+    config.train.lr_schedule = "constant"
+    caplog.set_level(logging.INFO)
+    path.unlink()
+    path.symlink_to(path.name)
+    pauses = []
+
+    def mend_after(count):
+        def sleep(seconds):
+            pauses.append(seconds)
+            if len(pauses) == count:
+                path.unlink()
+                path.write_bytes(good)
+
+        return sleep
+
+    monkeypatch.setattr(files.time, "sleep", mend_after(99))
+    with pytest.raises(UserError, match=r"(?s)checkpoints/8 cannot be read: .*may be whole"):
+        train(config, workdir)
+    assert pauses and not (workdir / "damaged").exists()
+    pauses.clear()
+    monkeypatch.setattr(files.time, "sleep", mend_after(2))
+    assert train(config, workdir)
+    assert "going on from step 8" in caplog.text and not (workdir / "damaged").exists()
+
+
+def test_a_workdir_is_one_process_s(config, tmp_path):
+    """The message names the other; a file that a killed one left behind is no lock."""
+    (tmp_path / "train.lock").write_text("process 1 on nowhere")
+    with alone(tmp_path):
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since 20"
+        for _ in range(2):
+            with pytest.raises(UserError, match=f"{tmp_path} is in use: {holder}"):
+                train(config, tmp_path)
+        code = "import sys, pathlib, colddiff.lock as lock\n"
+        code += "with lock.alone(pathlib.Path(sys.argv[1])): pass"
+        other = run_program("-c", code, tmp_path)
+        assert other.returncode == 1 and holder in other.stderr
+    assert not list(tmp_path.iterdir())
+    with alone(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("how", ["truncated", "deleted"])
 def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
     """Their checkpoint is as good without them; that of a finished run is looked at too."""
@@ -264,6 +375,29 @@ def test_other_images_are_refused(config, tmp_path):
     assert inference.load(tmp_path / "run").step == 8
     (tmp_path / "run" / "data.json").unlink()
     assert train(config, tmp_path / "run")
+
+
+def test_a_prior_of_other_images_is_fitted_anew(tmp_path, caplog):
+    """The images changed, and `data.json` was deleted, as the message says."""
+    folder, workdir = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    means = []
+    for level in (50, 200):
+        for i in range(20):
+            Image.new("L", (16, 16), level + i).save(folder / f"{i:02d}.png")
+        config = tiny_generator_config()
+        config.data.source, config.eval.num_images = f"folder:{folder}", 0
+        config.train.num_steps = 3 if level == 50 else 4
+        config.train.lr_schedule = "constant"
+        assert train(config, workdir)
+        with np.load(workdir / "prior" / "mixture-1x1-1.npz") as arrays:
+            means.append(arrays["means"].item())
+        assert inference.load(workdir).prior is not None
+        assert ("was fitted to other images" in caplog.text) == (level == 200)
+        (workdir / "data.json").unlink()
+    train_images = data.load(f"folder:{folder}", "train", size=16, channels=1)
+    assert means[1] == pytest.approx(train_images.mean() / 127.5 - 1, abs=1e-6)
+    assert means[0] < 0 < means[1]
 
 
 @pytest.fixture

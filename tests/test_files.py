@@ -1,9 +1,13 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and a disk that fails."""
+
+import errno
+import os
 
 import pytest
 
+from colddiff import files
 from colddiff.errors import UserError
-from colddiff.files import read_json, whole, write_json
+from colddiff.files import file_system_failed, patiently, read_json, whole, write_json
 
 
 def test_a_file_appears_when_it_is_finished(tmp_path):
@@ -26,6 +30,54 @@ def test_an_error_leaves_what_was_there(tmp_path):
         raise ValueError("half way")
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Or a loss of power would leave an empty one."""
+    path, sizes, fsync = tmp_path / "a.txt", [], os.fsync
+
+    def noting(number):
+        sizes.append((os.fstat(number).st_size, path.exists()))
+        fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", noting)
+    with whole(path) as file:
+        file.write(b"one")
+    assert sizes == [(3, False)]
+
+
+def test_a_failing_disk_is_tried_again(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+
+    def reading(failures, error):
+        def read():
+            if len(pauses) < failures:
+                raise error
+            return "read"
+
+        return lambda: patiently(read, "x")
+
+    damage = OSError("image file is truncated")  # as PIL says it: without a number
+    for error, failed in (
+        (OSError(errno.EIO, "Input/output error"), True),
+        (ValueError("UNKNOWN: Error reading: Stale file handle [os_error_code='116']"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (ValueError("NOT_FOUND: ... [os_error_code='2']"), False),
+        (damage, False),
+    ):
+        pauses.clear()
+        assert file_system_failed(error) == failed
+        if failed:
+            assert reading(3, error)() == "read" and pauses == [1, 3, 10]
+            pauses.clear()
+        with pytest.raises(type(error)):
+            reading(9, error)()
+        assert len(pauses) == (3 if failed else 0)
+    try:
+        raise ValueError("orbax says") from OSError(errno.EIO, "Input/output error")
+    except ValueError as error:
+        assert file_system_failed(error)
 
 
 def test_json_comes_back(tmp_path):

@@ -102,6 +102,8 @@ def test_separable_maps_are_exact_at_zero_and_never_use_tf32():
 def test_schedules():
     assert linear(3, start=0.35, step=0.01) == pytest.approx([0.35, 0.36, 0.37])
     assert exponential(3, start=2, rate=0.5) == pytest.approx([2, 2 * math.e**0.5, 2 * math.e])
+    with pytest.raises(UserError, match=r"rate=0.01 .* num_steps=100000; take a smaller rate"):
+        exponential(100_000, start=1.0, rate=0.01)
 
 
 # Pixelation: each step shrinks the previous, enlarged result.
@@ -185,6 +187,11 @@ def test_the_hole_lies_where_it_is_said_to():
     centred = gaussian_mask(image_size=32, num_steps=1, std=1.0, center="image")
     hole = np.asarray(centred(white, 1, KEY))[..., 0]
     assert hole[15, 15] == 0 and np.count_nonzero(hole == 0) == 1
+    for size in (31, 33):  # of odd sizes: the very middle
+        centred = gaussian_mask(image_size=size, num_steps=1, std=1.0, center="image")
+        hole = np.asarray(centred(jnp.ones((size, size, 1)), 1, KEY))[..., 0]
+        assert np.argwhere(hole == 0).tolist() == [[size // 2, size // 2]]
+        np.testing.assert_array_equal(hole, hole[::-1, ::-1])
     draw, apply = split(gaussian_mask(image_size=32, num_steps=1, std=1.0, center=(1, 31)))
     for key in jax.random.split(KEY, 20):
         pattern = draw(key, white.shape)
@@ -307,7 +314,7 @@ def test_noise_is_normal():
 def test_animorph_ends_in_images_of_the_bank():
     bank = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
     degrade = animorph(num_steps=50, bank=bank, bank_size=5)
-    assert degrade.args[0].args[0].dtype == np.uint8
+    assert split(degrade)[0].args[0].dtype == np.uint8
     x0 = image(16)
     xT = jax.vmap(degrade, (None, None, 0))(x0, 50, jax.random.split(KEY, 500))
     far = np.abs(np.asarray(xT)[:, None] - (bank / 127.5 - 1)).max(axis=(2, 3, 4))
@@ -397,16 +404,48 @@ def test_images_that_do_not_fit_are_refused(degrade, shape, message):
         jax.jit(degrade)(jnp.zeros(shape), 1, KEY)
 
 
+ALL = [
+    gaussian_blur(**BLUR),
+    pixelate(image_size=32, num_steps=5),
+    gaussian_mask(**MASK),
+    snow(**SNOW),
+    desaturate(num_steps=12),
+    gaussian_noise(num_steps=12),
+]
+
+
 @pytest.mark.parametrize(
     "degrade",
     [
-        gaussian_blur(**BLUR),
-        pixelate(image_size=32, num_steps=5),
-        gaussian_mask(**MASK),
-        snow(**SNOW),
-        desaturate(num_steps=12),
-        gaussian_noise(num_steps=12),
+        *ALL,
+        animorph(num_steps=12, bank=np.zeros((3, 32, 32, 3), np.uint8)),
+        compose(gaussian_blur(**BLUR), desaturate(num_steps=12)),
     ],
+    ids=lambda degrade: split(degrade)[1].func.__name__,
+)
+def test_arguments_that_cannot_be_meant_are_refused(degrade):
+    """8-bit images, those on [0, 255], NaN; t outside 0..T, where it is known."""
+    x0, T = jnp.zeros((32, 32, 3)), 5 if degrade is ALL[1] else 12
+    for wrong, message in (
+        (np.zeros((32, 32, 3), np.uint8), "x0 is of type uint8; .*from_uint8"),
+        (jnp.full((32, 32, 3), 255.0), r"x0 has absolute values up to 255; .*from_uint8"),
+        (x0.at[0, 0, 0].set(jnp.nan), "up to nan"),
+    ):
+        with pytest.raises(UserError, match=message):
+            degrade(wrong, 1, KEY)
+    with pytest.raises(UserError, match="x0 is of type uint8"):
+        jax.jit(jax.vmap(degrade, (0, None, None)))(np.zeros((2, 32, 32, 3), np.uint8), 1, KEY)
+    for t in (-1, T + 1, jnp.int32(-1), np.int64(T + 1)):
+        with pytest.raises(UserError, match=rf"t={t} must be one severity in 0\.\.T={T}"):
+            degrade(x0, t, KEY)
+        with pytest.raises(UserError, match="must be one severity"):
+            jax.vmap(degrade, (0, None, None))(x0[None], t, KEY)
+    assert degrade(x0, T, KEY).shape == x0.shape
+
+
+@pytest.mark.parametrize(
+    "degrade",
+    ALL,
     ids=lambda degrade: split(degrade)[1].func.__name__,
 )
 def test_the_cost_is_the_same_at_every_t(degrade):

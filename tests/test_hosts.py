@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FLAGS, environment, run_main, run_program, start_main, started, wait_for
+from conftest import TINY_FLAGS, environment, run_main, run_program, started, wait_for
 from jax.sharding import PartitionSpec
 from PIL import Image
 from tensorboard_events import read_scalars
@@ -38,7 +38,21 @@ FLAGS = (
 )
 
 
-def start_hosts(count, *args, devices=2, last=()):
+# As on a TPU, where neighbours in the mesh may be of different hosts.
+INTERLEAVED = """
+import jax, numpy as np
+from jax.sharding import Mesh
+in_order = jax.devices
+jax.devices = lambda *args: in_order(*args)[::2] + in_order(*args)[1::2]
+jax.make_mesh = lambda shape, names, axis_types: Mesh(
+    np.array(jax.devices()).reshape(shape), names, axis_types=axis_types
+)
+from colddiff.main import run
+run()
+"""
+
+
+def start_hosts(count, *args, devices=2, last=(), program=("-m", "colddiff.main")):
     """So many processes of one run, with so many devices each; each ends on leaving.
 
     `last` are arguments of the last one alone.
@@ -49,13 +63,14 @@ def start_hosts(count, *args, devices=2, last=()):
     joined = (f"--coordinator=127.0.0.1:{port}", f"--num_hosts={count}")
     hosts = [(*joined, f"--host={host}") for host in range(count)]
     hosts[-1] += last
-    return [start_main(*args, *host, devices=devices) for host in hosts]
+    program = [sys.executable, *program, *map(str, args)]
+    return [started([*program, *host], environment(devices)) for host in hosts]
 
 
-def run_hosts(count, *args, devices=2):
+def run_hosts(count, *args, **settings):
     """Runs them to their end; stdout and stderr of each."""
     with ExitStack() as stack:
-        processes = [stack.enter_context(p) for p in start_hosts(count, *args, devices=devices)]
+        processes = [stack.enter_context(p) for p in start_hosts(count, *args, **settings)]
         with ThreadPoolExecutor() as pool:  # at once: a full pipe would stop one, and so all
             said = list(pool.map(subprocess.Popen.communicate, processes))
     for p, (_, err) in zip(processes, said, strict=True):
@@ -85,6 +100,12 @@ def one_device(tmp_path_factory):
 def test_any_number_of_devices_trains_the_same(one_device, devices, tmp_path):
     done = run_main(*FLAGS, "--mode=train", f"--workdir={tmp_path}", devices=devices)
     assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_hosts_whose_devices_are_interleaved_train_the_same(one_device, tmp_path):
+    run_hosts(2, *FLAGS, "--mode=train", f"--workdir={tmp_path}", program=("-c", INTERLEAVED))
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
 
 

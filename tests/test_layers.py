@@ -11,11 +11,11 @@ from conftest import ROOT
 LAYERS = [
     {"errors"},
     {"files"},
-    {"compiler", "images", "metrics", "networks", "page", "plots", "progress", "pth"},
+    {"compiler", "images", "metrics", "networks", "page", "plots", "progress", "pth", "user_code"},
     {"degradations"},
     {"priors", "samplers"},
     {"data", "devices"},
-    {"events", "stop"},
+    {"checksums", "events", "lock", "stop"},
     {"classifier", "inception"},
     {"features"},
     {"build"},

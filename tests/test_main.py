@@ -35,6 +35,9 @@ def test_one_command_trains_and_evaluates(tmp_path):
 def test_a_study_and_a_table_of_several_runs(trained, generator, tmp_path):
     """Without --config: each run has the one it was trained with."""
     runs = [shutil.copytree(trained, tmp_path / "a"), shutil.copytree(generator, tmp_path / "b")]
+    with_comma = shutil.copytree(trained, tmp_path / "c, with a comma")
+    done = run_main("--mode=evaluate", "--samplers=direct", f"--workdir={with_comma}")
+    assert done.returncode == 0 and "weights EMA of step 8" in done.stdout, done.stderr
     flags = ("--mode=evaluate", "--samplers=direct,tacos", "--steps=2,6")
     done = run_main(*flags, f"--workdir={runs[0]}")
     assert done.returncode == 0, done.stderr
@@ -45,7 +48,8 @@ def test_a_study_and_a_table_of_several_runs(trained, generator, tmp_path):
         ("Sampled", "2"),
         ("Sampled", "6"),
     ]
-    assert {"study.md", "study.html", "study.json", "study-rmse.png"} <= {
+    name = "study-direct-tacos"
+    assert {f"{name}.md", f"{name}.html", f"{name}.json", f"{name}-rmse.png"} <= {
         p.name for p in study.iterdir()
     }
 
@@ -61,7 +65,8 @@ def test_a_study_and_a_table_of_several_runs(trained, generator, tmp_path):
         "| b: Direct",
     ]
     for run in runs:
-        assert (run / "evaluation" / "0000008" / "report.html").exists()
+        assert (run / "evaluation" / "0000008" / "report-direct.html").exists()
+        assert not (run / "evaluation" / "0000008" / "report.html").exists()
 
     done = run_main("--mode=evaluate", "--samplers=direct", f"--workdir={runs[0]}", "--step=3")
     assert done.returncode == 0 and "weights EMA of step 3" in done.stdout
@@ -94,6 +99,18 @@ def test_the_degrade_mode_needs_no_training(tmp_path):
         (["--mode=compare", "--folder=a=no/such"], "no/such holds 0 generated images"),
         (["--mode=evaluate", "--steps=5,x"], "--steps: 'x' must be a whole number"),
         (["--mode=evaluate", "--workdir=a,b"], "leave --config out for several workdirs"),
+        (["--samplers=typo"], "unknown sampler 'typo'; valid: ddim, ddpm, direct"),
+        (["--samplers=direct,ddim"], "ddim and ddpm take only blends"),
+        (["--steps=5,x"], "--steps: 'x' must be a whole number"),
+        (["--steps=21"], "steps=21 must lie in 1..T=20"),
+        (["--step=typo"], "--step: 'typo' must be a whole number"),
+        (["--step=9"], "--step=9 is for --mode=evaluate"),
+        (["--step=best"], "--step=best needs a score to tell the best checkpoint by"),
+        (["--config.eval.counts=(298,)"], "config.eval.counts has [298]; there are 297 images"),
+        (["--mode=train", "--samplers=direct"], "--samplers is not used by --mode=train, but by"),
+        (["--mode=generate", "--steps=5"], "--steps is not used by --mode=generate"),
+        (["--mode=degrade", "--seeds=1"], "but by --mode=generate; leave it out"),
+        (["--mode=evaluate", "--output=x"], "--output is where the table of several runs goes"),
         (["--config.eval.features=('vgg',)"], "unknown feature space 'vgg'; valid: classifier,"),
         (["--config.sampler.name=ddim"], "ddim and ddpm take only blends"),
     ],

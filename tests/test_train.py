@@ -221,12 +221,74 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
     other_images = {"source": "color_digits", "split": "train", "limit": 6}
     moved({}, {"bank": bank | other_images}, checkpoint.SAME_MODEL)
     moved({}, {"bank": bank | {"sharded": True}}, checkpoint.SAME_RUN)
+    of_parts = lambda *parts: {"name": "compose", "parts": parts}  # noqa: E731
+    noise = {"name": "gaussian_noise"}
+    banks = [{"name": "animorph", "bank": bank}, {"name": "animorph", "bank": bank | other_images}]
+    for old, new in (places, banks):
+        moved(of_parts(noise, old), of_parts(noise, new), checkpoint.SAME_MODEL)
+        moved(of_parts(of_parts(old)), of_parts(of_parts(new)), checkpoint.SAME_MODEL)
+        with pytest.raises(UserError, match=r"degradation\.parts\.1\.(name|bank\.limit): "):
+            moved(of_parts(noise, old), of_parts(noise, new), checkpoint.SAME_RUN)
+        with pytest.raises(UserError, match=r"degradation\.parts\.0\.name: 'gaussian_noise' there"):
+            moved(of_parts(noise, old), of_parts(old, old), checkpoint.SAME_MODEL)
     for new in (places[1], {"bank": bank | {"source": "color_digits"}}):
         with pytest.raises(UserError, match="holds a run of another config"):
             moved(places[0] if "name" in new else {}, new, checkpoint.SAME_RUN)
     other = {"name": places[1]["name"].replace(":f", ":g")}
     with pytest.raises(UserError, match="holds a run of another config"):
         moved(places[0], other, checkpoint.SAME_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"batch_size": 16}, r"batch_size × train.accumulation: 8 there, 16 here"),
+        ({"accumulation": 2}, "train.accumulation: 8 there, 16 here"),
+        ({"ema_decay": 0.9}, "train.ema_decay: 0.95 there, 0.9 here"),
+        ({"ema_every": 2}, "train.ema_every"),
+        ({"ema_start": 3}, "train.ema_start"),
+        ({"optimizer": "sgd"}, "train.optimizer: 'adam' there"),
+        ({"batch_size": 4, "accumulation": 2}, None),
+        ({"learning_rate": 1e-4, "num_steps": 99, "log_every": 1}, None),
+    ],
+    ids=str,
+)
+def test_what_may_change_when_a_run_goes_on(config, tmp_path, changes, refused, caplog):
+    """Not the order of the data, nor what its state means. What may is said, for each field."""
+    saved = ConfigDict(config)
+    config.train.update(changes)
+    if refused:
+        with pytest.raises(UserError, match=refused):
+            checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
+        return
+    checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    for field in changes:
+        assert any(f"going on with another train.{field}: " in text for text in said)
+
+
+def test_one_batch_of_two_is_the_same_step_as_two_of_one(config):
+    """So that a smaller batch with more accumulation may go on: same images, patterns, gradient."""
+    found, images = [], some_images(8, 16, 16)
+    for accumulation in (1, 2):
+        config.train.accumulation, config.train.batch_size = accumulation, 8 // accumulation
+        experiment, mesh = build(config), create_mesh()
+        parts = images.reshape(accumulation, -1, 16, 16, 1)
+        step = make_train_step(experiment, mesh)
+        _, metrics = step(init_state(experiment, mesh), parts, experiment.degrade)
+        found.append([float(metrics[name]) for name in ("loss", "grad_norm")])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_a_config_of_an_earlier_version_goes_on(config, tmp_path):
+    """It has no data.background, which then was black."""
+    saved = ConfigDict(config)
+    with saved.unlocked():
+        del saved.data.background
+    checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
+    config.data.background = (255, 0, 0)
+    with pytest.raises(UserError, match=r"data.background: \[0, 0, 0\] there, \[255, 0, 0\] here"):
+        checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
 
 
 def test_train_step_and_sampler_compile_once(tmp_path, compiled):

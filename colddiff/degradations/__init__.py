@@ -9,6 +9,9 @@ are traced arguments and never constants of the compiled program. `DEGRADATIONS`
 the configs. Batching is the caller's `jax.vmap`. A random one is two functions in a row, which
 `split` gives: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
 
+A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T, wherever
+it sees their values: not within `jit`, and under `vmap` only a t that is not mapped (`checked`).
+
 Where images stay in [-1, 1], so does xt, except for bicubic pixelation and the blends.
 """
 
@@ -21,7 +24,7 @@ from colddiff.degradations.blur import gaussian_blur
 from colddiff.degradations.compose import compose
 from colddiff.degradations.desaturate import desaturate
 from colddiff.degradations.mask import gaussian_mask
-from colddiff.degradations.patterns import as_partial, from_pattern, split
+from colddiff.degradations.patterns import as_partial, checked, from_pattern, split
 from colddiff.degradations.pixelate import pixelate
 from colddiff.degradations.schedules import SCHEDULES, exponential, linear
 from colddiff.degradations.snow import snow
@@ -46,6 +49,7 @@ __all__ = [
     "animorph",
     "as_partial",
     "blend_weights",
+    "checked",
     "compose",
     "desaturate",
     "exponential",

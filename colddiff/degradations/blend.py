@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from colddiff.degradations.patterns import from_pattern, split
+from colddiff.degradations.patterns import checks_input, from_pattern, split
 from colddiff.degradations.schedules import cosine_alpha_bar
 from colddiff.errors import UserError, unknown_name
 from colddiff.images import from_uint8
@@ -20,6 +20,7 @@ from colddiff.images import from_uint8
 _ALPHA_BARS = {"cosine": cosine_alpha_bar}
 
 
+@checks_input
 def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
     """`D(x0, t, key)`: x0 blended with the key's noise z ~ N(0, I); xt may leave [-1, 1].
 
@@ -33,6 +34,7 @@ def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
     return from_pattern(jax.random.normal, Partial(_blend, _weights(num_steps, schedule)))
 
 
+@checks_input
 def animorph(
     *, num_steps: int, bank: jax.Array, schedule: str = "cosine", bank_size: int | None = None
 ) -> Partial:

@@ -7,6 +7,7 @@ the rows and the same on the columns.
 import numpy as np
 from jax.tree_util import Partial
 
+from colddiff.degradations.patterns import checks_input
 from colddiff.degradations.schedules import per_step
 from colddiff.degradations.separable import separable
 from colddiff.errors import UserError, unknown_name
@@ -14,6 +15,7 @@ from colddiff.errors import UserError, unknown_name
 _NUMPY_PADDING = {"circular": "wrap", "reflect": "reflect"}
 
 
+@checks_input
 def gaussian_blur(
     *,
     image_size: int,

@@ -3,7 +3,15 @@
 import jax
 from jax.tree_util import Partial
 
-from colddiff.degradations.patterns import Apply, Draw, Pattern, from_pattern, split
+from colddiff.degradations.patterns import (
+    Apply,
+    Draw,
+    Pattern,
+    checked,
+    from_pattern,
+    num_steps_of,
+    split,
+)
 from colddiff.errors import UserError
 
 
@@ -18,7 +26,9 @@ def compose(*degradations: Partial) -> Partial:
     if not degradations:
         raise UserError("compose needs one degradation or more")
     draws, applies = zip(*map(split, degradations), strict=True)
-    return from_pattern(Partial(_draw, draws), Partial(_apply, applies))
+    composed = from_pattern(Partial(_draw, draws), Partial(_apply, applies))
+    known = [T for T in map(num_steps_of, degradations) if T is not None]
+    return checked(composed, min(known)) if known else composed
 
 
 def _draw(

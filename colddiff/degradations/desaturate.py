@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from colddiff.degradations.patterns import checks_input
 from colddiff.errors import UserError
 
 
+@checks_input
 def desaturate(*, num_steps: int) -> Partial:
     """`D(x0, t, key) = g + (1 - t/T)(x0 - g)`, g the mean of the channels; `key` is not used.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from colddiff.degradations.patterns import from_pattern
+from colddiff.degradations.patterns import checks_input, from_pattern
 from colddiff.degradations.schedules import per_step
 from colddiff.degradations.size import ImageSize
 from colddiff.errors import UserError
@@ -33,6 +33,7 @@ class MaskPattern(NamedTuple):
     color: jax.Array
 
 
+@checks_input
 def gaussian_mask(
     *,
     image_size: int,
@@ -48,7 +49,7 @@ def gaussian_mask(
       image_size: H = W = n, in pixels.
       num_steps: T.
       std: σ of every step's Gaussian in pixels, one number or a list of T.
-      center: 'image': the hole is centred, at row and column n/2 - 1. (low, high): its row and
+      center: 'image': the hole is centred, at row and column ⌊(n - 1)/2⌋. (low, high): its row and
         column are n - 1 - offset for offsets uniform on low..high, both within 0..n; the paper's
         numbers match (1, n - 1), its released code draws from (0, n).
       fade_to: what a hole shows: a number, gray 0 in the paper; one number for each channel; or
@@ -63,7 +64,7 @@ def gaussian_mask(
         raise UserError(f"image_size={image_size} must be 2, num_steps={num_steps} 1 or more")
     if center == "image":
         low = high = 0
-        size, middle = image_size, image_size // 2 - 1
+        size, middle = image_size, (image_size - 1) // 2
     else:
         low, high = _offsets(center, image_size)
         size, middle = 2 * image_size, image_size - 1

@@ -1,10 +1,20 @@
-"""Random degradations in two halves: draw a pattern from the key, apply it at any severity."""
+"""What degradations have in common.
 
+Random ones are two halves: draw a pattern from the key, apply it at any severity. And all of them
+refuse arguments that cannot be meant.
+"""
+
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.tree_util import Partial
+
+from colddiff.errors import UserError
+from colddiff.images import check_images
 
 Pattern = Any
 Draw = Callable[[jax.Array, tuple[int, int, int]], Pattern]
@@ -25,16 +35,74 @@ def from_pattern(draw: Draw, apply: Apply) -> Partial:
 def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
     """`(draw, apply)` of a degradation, to draw once and apply often, or to apply a known pattern.
 
-    One that was not made by `from_pattern` is applied with its key for a pattern.
+    One that was not made by `from_pattern` is applied with its key for a pattern. `apply` checks
+    nothing (`checked`).
     """
+    if isinstance(degrade, Partial) and degrade.func is _check_and_degrade:
+        degrade = degrade.args[1]
     if isinstance(degrade, Partial) and degrade.func is _draw_and_apply:
         return degrade.args
     return Partial(_keep_key), as_partial(degrade)
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Severities:
+    """T; static within a Partial, where a plain number would be traced."""
+
+    T: int
+
+    def check(self, t: jax.Array | int) -> None:
+        if isinstance(t, jax.core.Tracer):
+            return
+        if np.ndim(t) or not 0 <= t <= self.T:
+            raise UserError(f"t={t} must be one severity in 0..T={self.T}")
+
+
+def checked(degrade: Callable[..., jax.Array], num_steps: int) -> Partial:
+    """Return D that refuses images that are no floats around [-1, 1], and t outside 0..T.
+
+    Within `jit` or `vmap` values are not known: there only the images' type is checked, and an
+    unmapped t of `vmap`. A traced t outside 0..T gives some other severity, silently.
+
+    Args:
+      degrade: D; one that is checked already is returned as it is.
+      num_steps: T.
+    """
+    degrade = as_partial(degrade)
+    if degrade.func is _check_and_degrade:
+        return degrade
+    return Partial(_check_and_degrade, _Severities(num_steps), degrade)
+
+
+def checks_input(factory: Callable[..., Partial]) -> Callable[..., Partial]:
+    """Decorate a degradation's factory, which takes `num_steps`: what it makes is `checked`."""
+
+    @functools.wraps(factory)
+    def make(*, num_steps: int, **settings: Any) -> Partial:
+        return checked(factory(num_steps=num_steps, **settings), num_steps)
+
+    return make
+
+
+def num_steps_of(degrade: Callable[..., jax.Array]) -> int | None:
+    """Return T of a degradation that is `checked`; None of another."""
+    if isinstance(degrade, Partial) and degrade.func is _check_and_degrade:
+        return degrade.args[0].T
+    return None
+
+
 def as_partial(function: Callable) -> Partial:
     """The function as a pytree, which may pass through `jit`."""
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def _check_and_degrade(
+    severities: _Severities, degrade: Partial, x0: jax.Array, t: jax.Array, key: jax.Array
+) -> jax.Array:
+    check_images(x0, "x0")
+    severities.check(t)
+    return degrade(x0, t, key)
 
 
 def _draw_and_apply(

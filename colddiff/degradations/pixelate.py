@@ -7,12 +7,14 @@ the original size.
 import numpy as np
 from jax.tree_util import Partial
 
+from colddiff.degradations.patterns import checks_input
 from colddiff.degradations.separable import separable
 from colddiff.errors import UserError, unknown_name
 
 _HALF_WAY = (-0.09375, 0.59375, 0.59375, -0.09375)  # cubic convolution, a = -0.75, at distance 1/2
 
 
+@checks_input
 def pixelate(*, image_size: int, num_steps: int, method: str = "area") -> Partial:
     """`D(x0, t, key)`: x0 in blocks of 2ᵗ × 2ᵗ equal pixels; deterministic, `key` is not used.
 

@@ -18,8 +18,18 @@ def linear(num_steps: int, *, start: float, step: float) -> list[float]:
 
 
 def exponential(num_steps: int, *, start: float, rate: float) -> list[float]:
-    """`start exp(rate (t - 1))` for t = 1..T."""
-    return [start * math.exp(rate * i) for i in range(num_steps)]
+    """Return `start exp(rate (t - 1))` for t = 1..T.
+
+    Raises:
+      UserError: a value is too large for a float.
+    """
+    try:
+        return [start * math.exp(rate * i) for i in range(num_steps)]
+    except OverflowError as error:
+        raise UserError(
+            f"start={start}, rate={rate} of an exponential schedule are beyond all floats within "
+            f"num_steps={num_steps}; take a smaller rate"
+        ) from error
 
 
 SCHEDULES: dict[str, Callable[..., list[float]]] = {

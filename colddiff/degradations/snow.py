@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from colddiff.degradations.blur import gaussian_kernel
-from colddiff.degradations.patterns import from_pattern
+from colddiff.degradations.patterns import checks_input, from_pattern
 from colddiff.degradations.size import ImageSize
 from colddiff.errors import UserError
 
@@ -34,6 +34,7 @@ class SnowPattern(NamedTuple):
     vertical: jax.Array
 
 
+@checks_input
 def snow(
     *,
     image_size: int,
