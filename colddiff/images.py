@@ -44,7 +44,7 @@ def check_images(x: jax.Array, what: str) -> None:
         known = x.is_fully_addressable
     if not known or not x.size:
         return
-    largest = float(jnp.max(jnp.abs(x)))
+    largest = np.max(np.abs(np.asarray(x)))  # not jnp, which would be traced within a jit
     if not largest <= _LARGEST:
         raise UserError(
             f"{what} has absolute values up to {largest:g}; images lie on [-1, 1]. Convert 8-bit "

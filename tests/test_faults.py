@@ -213,7 +213,8 @@ def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, c
             bits = np.array(leaves[place]).view(np.uint32)
             bits.flat[77] ^= 1 << 3
             leaves[place] = jax.device_put(bits.view(np.float32), leaves[place].sharding)
-            restored[item] = jax.tree.unflatten(tree, leaves)
+            items = dict(restored.items()) | {item: jax.tree.unflatten(tree, leaves)}
+            return ocp.args.Composite(**items)
         return restored
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", flipping)
@@ -251,23 +252,25 @@ def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
 
 
 def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkeypatch, caplog):
-    """A file's name leads round and round, until somebody puts it right: that is no damage."""
+    """Links lead round and round, until somebody puts the files back: that is no damage."""
     workdir = shutil.copytree(trained, tmp_path / "run")
-    path = next((workdir / "checkpoints" / "8" / "state" / "ocdbt.process_0" / "d").iterdir())
-    good = path.read_bytes()
+    arrays = (workdir / "checkpoints" / "8" / "state").rglob("d/*")
+    good = {path: path.read_bytes() for path in arrays}
     config.train.num_steps = 9
     config.train.lr_schedule = "constant"
     caplog.set_level(logging.INFO)
-    path.unlink()
-    path.symlink_to(path.name)
+    for path in good:
+        path.unlink()
+        path.symlink_to(path.name)
     pauses = []
 
     def mend_after(count):
         def sleep(seconds):
             pauses.append(seconds)
             if len(pauses) == count:
-                path.unlink()
-                path.write_bytes(good)
+                for path, content in good.items():
+                    path.unlink()
+                    path.write_bytes(content)
 
         return sleep
 

@@ -119,13 +119,13 @@ def test_wrong_arguments_of_sample(run, x0):
     ):
         run.sample(run.params, x0[0])
     for wrong, message in (
-        (np.zeros((2, 16, 16, 1), np.uint8), "xT is of type uint8; .* from_uint8"),
+        (np.zeros((2, 16, 16, 1), np.uint8), "xT is of type uint8; .*from_uint8"),
         (np.full((2, 16, 16, 1), 200.0), r"xT has absolute values up to 200; images lie on \[-1"),
         (x0.at[1, 0, 0, 0].set(jnp.nan), "xT has absolute values up to nan"),
     ):
         with pytest.raises(UserError, match=message):
             run.sample(run.params, wrong)
-    with pytest.raises(UserError, match=r"x0 is of type uint8; .* from_uint8"):
+    with pytest.raises(UserError, match=r"x0 is of type uint8; .*from_uint8"):
         run.degrade(np.zeros((16, 16, 1), np.uint8), 1, jax.random.key(0))
     with pytest.raises(UserError, match=r"t=-1 must be one severity in 0\.\.T=6"):
         jax.vmap(run.degrade, (0, None, None))(x0, -1, jax.random.key(0))

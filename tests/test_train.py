@@ -255,7 +255,7 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
 )
 def test_what_may_change_when_a_run_goes_on(config, tmp_path, changes, refused, caplog):
     """Not the order of the data, nor what its state means. What may is said, for each field."""
-    saved = ConfigDict(config)
+    saved = config.copy_and_resolve_references()
     config.train.update(changes)
     if refused:
         with pytest.raises(UserError, match=refused):
@@ -282,7 +282,7 @@ def test_one_batch_of_two_is_the_same_step_as_two_of_one(config):
 
 def test_a_config_of_an_earlier_version_goes_on(config, tmp_path):
     """It has no data.background, which then was black."""
-    saved = ConfigDict(config)
+    saved = config.copy_and_resolve_references()
     with saved.unlocked():
         del saved.data.background
     checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)

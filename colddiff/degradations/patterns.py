@@ -55,7 +55,7 @@ class _Severities:
     def check(self, t: jax.Array | int) -> None:
         if isinstance(t, jax.core.Tracer):
             return
-        if np.ndim(t) or not 0 <= t <= self.T:
+        if np.ndim(t) or not 0 <= np.asarray(t) <= self.T:  # not jnp: a jit would trace it
             raise UserError(f"t={t} must be one severity in 0..T={self.T}")
 
 
