@@ -20,5 +20,6 @@ def unknown_name(what: str, name: object, valid: Iterable[str]) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's error says, or its type if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of what a library's error says, or its type if it says nothing."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.partition(" [tensorstore_spec")[0]  # kilobytes of settings follow

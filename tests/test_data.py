@@ -255,7 +255,7 @@ def test_the_disk_failing_is_not_an_unreadable_image(tmp_path, monkeypatch, capl
             raise OSError(errno.EIO, "Input/output error")
         return open_image(path, **settings)
 
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files, "time", types.SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr(data.Image, "open", failing)
     assert len(data.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
     assert sum("trying again" in text for text in warnings_of(caplog)) == 3

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -252,36 +253,65 @@ def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
 
 
 def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkeypatch, caplog):
-    """Links lead round and round, until somebody puts the files back: that is no damage."""
     workdir = shutil.copytree(trained, tmp_path / "run")
-    arrays = (workdir / "checkpoints" / "8" / "state").rglob("d/*")
-    good = {path: path.read_bytes() for path in arrays}
     config.train.num_steps = 9
     config.train.lr_schedule = "constant"
     caplog.set_level(logging.INFO)
-    for path in good:
-        path.unlink()
-        path.symlink_to(path.name)
-    pauses = []
+    restore, pauses = ocp.CheckpointManager.restore, []
+    monkeypatch.setattr(files, "time", types.SimpleNamespace(sleep=pauses.append))
 
-    def mend_after(count):
-        def sleep(seconds):
-            pauses.append(seconds)
-            if len(pauses) == count:
-                for path, content in good.items():
-                    path.unlink()
-                    path.write_bytes(content)
+    def failing(count):
+        def fail(manager, step, args):
+            if step == 8 and len(pauses) < count:
+                raise ValueError("UNKNOWN: reading: Input/output error [os_error_code='5']")
+            return restore(manager, step, args=args)
 
-        return sleep
+        monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
 
-    monkeypatch.setattr(files.time, "sleep", mend_after(99))
+    failing(99)
     with pytest.raises(UserError, match=r"(?s)checkpoints/8 cannot be read: .*may be whole"):
         train(config, workdir)
     assert pauses and not (workdir / "damaged").exists()
     pauses.clear()
-    monkeypatch.setattr(files.time, "sleep", mend_after(2))
+    failing(2)
     assert train(config, workdir)
     assert "going on from step 8" in caplog.text and not (workdir / "damaged").exists()
+
+
+# Links lead round and round, until the files are put back: no pause is waited for.
+FAILING = """
+import shutil, sys, types
+from colddiff import files
+pauses, broken, good, count = [], *sys.argv[1:4]
+del sys.argv[1:4]
+def sleep(seconds):
+    pauses.append(seconds)
+    if len(pauses) == int(count):
+        shutil.rmtree(broken)
+        shutil.copytree(good, broken)
+files.time = types.SimpleNamespace(sleep=sleep)
+from colddiff.main import run
+run()
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_really_fails_costs_no_checkpoint(tmp_path):
+    run, good = tmp_path / "run", tmp_path / "good"
+    flags = (*TINY_FLAGS, "--mode=train", "--config.train.checkpoint_every=2", f"--workdir={run}")
+    assert run_main(*flags, "--config.train.num_steps=4").returncode == 0
+    state = run / "checkpoints" / "4" / "state"
+    shutil.copytree(state, good)
+    for path in list(state.rglob("d/*")):
+        path.unlink()
+        path.symlink_to(path.name)
+    flags = (*flags, "--config.train.num_steps=6")
+    done = run_program("-c", FAILING, state, good, 99, *flags)
+    assert done.returncode == 2, done.stderr
+    assert len(re.findall("colddiff: .*checkpoints/4 cannot be read: .*symbolic", done.stderr)) == 1
+    done = run_program("-c", FAILING, state, good, 2, *flags)
+    assert done.returncode == 0 and "going on from step 4" in done.stderr, done.stderr
+    assert not (run / "damaged").exists()
 
 
 def test_a_workdir_is_one_process_s(config, tmp_path):

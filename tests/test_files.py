@@ -2,6 +2,7 @@
 
 import errno
 import os
+import types
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_a_failing_disk_is_tried_again(monkeypatch):
     pauses = []
-    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    monkeypatch.setattr(files, "time", types.SimpleNamespace(sleep=pauses.append))
 
     def reading(failures, error):
         def read():
