@@ -209,6 +209,10 @@ def restore_last(workdir: Path, like: TrainState) -> TrainState:
             _, error = _tried(lambda step=step: restore_config(manager, step))  # it must be whole
             if error is None:
                 state, error = _tried(lambda step=step: restore_state(manager, like, step))
+            if error is None:  # computed together, so all hosts must have read it
+                _, error = _tried(
+                    lambda step=step, state=state: _verify(manager, step, _checksums(state))
+                )
             if error is None:
                 break
             damaged.append((step, error))
@@ -250,7 +254,7 @@ def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
 
 
 def _set_aside(what: Path, place: Path) -> None:
-    """On the first host, moves a damaged folder to `place`, which is numbered if it is taken."""
+    """On the first host, move a damaged folder to `place`, which is numbered if it is taken."""
     if is_first_host():
         others = (place.with_name(f"{place.name}-{number}") for number in itertools.count(1))
         free = next(p for p in itertools.chain([place], others) if not p.exists())
@@ -260,16 +264,17 @@ def _set_aside(what: Path, place: Path) -> None:
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:
-    """The state saved at `step`, with the shapes and shardings of `like`."""
+    """Return the state saved at `step`, with the shapes and shardings of `like`.
+
+    Its checksums are for the caller to compare (`restore_last`).
+    """
     targets = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = ocp.args.Composite(
         state=ocp.args.StandardRestore(targets.replace(ema_params=None)),
         ema_params=ocp.args.StandardRestore(targets.ema_params),
     )
     restored = _restore(manager, step, items)
-    state = restored.state.replace(ema_params=restored.ema_params)
-    _verify(manager, step, _checksums(state))
-    return state
+    return restored.state.replace(ema_params=restored.ema_params)
 
 
 def restore_ema(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
