@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment, tiny_config
 from jax.tree_util import Partial
+from PIL import Image
 from sklearn.decomposition import PCA
 
 from colddiff import data, features, metrics
@@ -107,6 +108,19 @@ def test_principal_components_are_those_of_the_training_split(images):
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
 
 
+@pytest.mark.parametrize("limit", [20, 70])
+def test_only_the_first_features_are_kept(images, monkeypatch, limit):
+    """Check limits in the first and in the second chunk; the moments are of all images."""
+    monkeypatch.setattr(features, "_KEPT", limit)
+    space = features.make_features("pixels", tiny_config())
+    found = features.collect(space, batches(images, 30), total=101)
+    flat = images.reshape(101, -1) / 255
+    assert found.count == 101
+    assert found.first.shape == (limit, 256)
+    np.testing.assert_allclose(found.first, flat[:limit], atol=1e-6)
+    np.testing.assert_allclose(found.gaussian.mean, flat.mean(axis=0), atol=1e-7)
+
+
 def test_a_set_is_at_distance_0_from_itself(images):
     """Also in 256 dimensions from 101 images, where covariances are singular."""
     for name in ("pixels", "pca"):
@@ -143,6 +157,38 @@ def test_a_split_is_collected_once(cache, monkeypatch):
     np.savez(path, identity="another", first=found.first, **found.moments[297]._asdict())
     with pytest.raises(UserError, match=r"is of another, not of .*; delete it"):
         features.of_split(space, config, "test")
+
+
+def test_statistics_are_of_the_pixels_that_are_there(tmp_path):
+    """Replace the files of a folder: its name, split and shape stay the same."""
+    config = tiny_config()
+    config.data.source = f"folder:{tmp_path / 'images'}"
+    space = features.make_features("pixels", config)
+    for level in (51, 204):
+        for split in ("train", "test"):
+            folder = tmp_path / "images" / split
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(3):
+                Image.new("L", (16, 16), level).save(folder / f"{i}.png")
+        found = features.of_split(space, config, "test")
+        np.testing.assert_allclose(found.first, level / 255, atol=1e-6)
+        np.testing.assert_allclose(found.gaussian.mean, level / 255, atol=1e-6)
+
+
+def test_spaces_of_other_principal_components_share_no_statistics():
+    """Project the same images as scikit-learn does, on the components of each split."""
+    config = tiny_config()
+    load = lambda split: data.load("digits", split, size=16, channels=1)  # noqa: E731
+    test = load("test").reshape(-1, 256) / 255
+    for split in ("train", "test"):
+        config.data.train_split = split
+        space = features.make_features("pca", config)
+        gaussian = features.of_split(space, config, "test").gaussian
+        pca = PCA(32, svd_solver="full").fit(load(split).reshape(-1, 256) / 255)
+        expected = pca.transform(test)  # up to the sign of each component
+        np.testing.assert_allclose(np.abs(gaussian.mean), np.abs(expected.mean(axis=0)), atol=1e-4)
+        variances = expected.var(axis=0, ddof=1)
+        np.testing.assert_allclose(np.diag(gaussian.covariance), variances, atol=1e-4)
 
 
 def test_wrong_spaces(monkeypatch, images):

@@ -255,6 +255,27 @@ def test_images_of_other_settings_are_never_mixed(run, generator, tmp_path):
         generate(run, [2], tmp_path)
 
 
+def test_images_of_another_mixture_or_chunk_are_never_mixed(run, generator, tmp_path):
+    """Check a prior fitted to other numbers, and another `eval.chunk`: both change the images."""
+    generate(run, [0], tmp_path / "images")
+    workdir = shutil.copytree(generator, tmp_path / "copy")
+    fitted = workdir / "prior" / "mixture-1x1-1.npz"
+    with np.load(fitted) as arrays:
+        brighter = dict(arrays) | {"means": arrays["means"] + np.float32(0.1)}
+    np.savez(fitted, **brighter)
+    other_mixture = colddiff.load(workdir)
+    config = run.config.copy_and_resolve_references()
+    config.eval.chunk = 2 * run.config.eval.chunk
+    other_chunk = colddiff.load(generator, config=config)
+
+    with pytest.raises(UserError, match=r"tables: .*'prior': .* there, .*'prior': .* here"):
+        generate(other_mixture, [1], tmp_path / "images")
+    with pytest.raises(UserError, match="chunk: 2 there, 4 here"):
+        generate(other_chunk, [1], tmp_path / "images")
+    assert not (tmp_path / "images" / "000001.png").exists()
+    assert len({folder_of(some).name for some in (run, other_mixture, other_chunk)}) == 3
+
+
 def test_images_that_are_not_finite_are_not_written(run, tmp_path):
     broken = jax.tree.map(lambda p: p * np.nan, run.params)
     with pytest.raises(UserError, match=r"the images of seeds \[1, 4\] are not finite"):

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from colddiff.degradations import animorph, gaussian_blur, gaussian_mask, gaussian_noise, pixelate
+from colddiff.degradations import (
+    animorph,
+    compose,
+    gaussian_blur,
+    gaussian_mask,
+    gaussian_noise,
+    pixelate,
+    split,
+)
 from colddiff.errors import UserError
 from colddiff.images import from_uint8
 from colddiff.priors import Mixture, fit_mixture, gaussian_mixture, pattern
@@ -185,6 +193,28 @@ def test_the_noise_is_independent_of_what_it_is_added_to(mixture):
     residual = np.linalg.solve(mixture.factors[1], (values[second] - mixture.means[1].ravel()).T)
     noise = (rough - values)[second].T
     assert np.abs(np.corrcoef(residual, noise)[:12, 12:]).max() < 0.1
+
+
+def test_what_a_prior_draws_is_independent_of_what_a_degradation_draws():
+    """Correlate their draws from one key; D may number its draws, as `compose` does.
+
+    With mean 0 and covariance 1, the mixture's image equals the normal numbers that it drew.
+    """
+    shape, count = (8, 8, 1), 300
+    normal = Mixture(np.ones(1), np.zeros((1, *shape)), np.eye(64)[None])
+    values = draw(gaussian_mixture(normal, image_size=8), count)
+    noise = draw(gaussian_mixture(normal, image_size=8, noise_std=1.0), count) - values
+    color = draw(pattern(MASK, T=T, shape=shape), count)
+    color_noise = draw(pattern(MASK, T=T, shape=shape, noise_std=1.0), count) - color
+
+    hot = gaussian_noise(num_steps=T)
+    draws = [split(degrade)[0] for degrade in (hot, compose(*[hot] * 4))]
+    keys = image_keys(jax.random.key(0), 0, count)
+    drawn = [jax.vmap(lambda key, some=some: some(key, shape))(keys) for some in draws]
+    for own in (values, noise, color_noise):
+        assert np.std(own) == pytest.approx(1, rel=0.02)
+        for other in jax.tree.leaves(drawn):
+            assert abs(np.corrcoef(own.ravel(), other.ravel())[0, 1]) < 0.03  # 4 standard errors
 
 
 def test_the_seed_decides_where_em_begins():

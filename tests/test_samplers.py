@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
-from colddiff.degradations import gaussian_blur, gaussian_noise
+from colddiff.degradations import compose, gaussian_blur, gaussian_noise, split
 from colddiff.degradations.schedules import cosine_alpha_bar
 from colddiff.errors import UserError
 from colddiff.priors import pattern
@@ -164,6 +165,31 @@ def test_only_ddpm_is_random(x0, keys):
     found = np.stack([go(ddpm, keys), go(ddpm, others)])
     assert np.abs(found[0] - found[1]).mean() > 0.01
     assert np.abs(found[0, 0] - found[0, 1]).mean() > 0.01
+
+
+@pytest.mark.parametrize("sampler", [ddpm, Partial(ddim, eta=0.5)], ids=["ddpm", "eta=0.5"])
+def test_epsilon_is_independent_of_what_a_degradation_draws(sampler):
+    """Correlate ε of one step, computed in float64, with the noise that D draws from the key.
+
+    D is `gaussian_noise`, or a degradation that numbers its draws, as `compose` does.
+    """
+    s, s_next = 7, 6
+    keys = image_keys(jax.random.key(4), 0, BIG[0])
+    x0, x = np.float64(0.4), np.float64(-0.7)
+    times = np.array([s, s_next, 0])
+    walk = (jnp.full(BIG, x0), jnp.full(BIG, x), keys, times, [s_next])
+    _, iterates = sampler(oracle, NOISE, *walk)
+    eta = 1.0 if sampler is ddpm else 0.5
+    sigma = eta * np.sqrt((1 - ABAR[s_next]) / (1 - ABAR[s]) * (1 - ABAR[s] / ABAR[s_next]))
+    z_hat = (x - np.sqrt(ABAR[s]) * x0) / np.sqrt(1 - ABAR[s])
+    mean = np.sqrt(ABAR[s_next]) * x0 + np.sqrt(1 - ABAR[s_next] - sigma**2) * z_hat
+    epsilon = (np.asarray(iterates[0], np.float64) - mean) / sigma
+    assert np.std(epsilon) == pytest.approx(1, rel=0.02)
+
+    draws = [split(degrade)[0] for degrade in (NOISE, compose(*[NOISE] * (T + 1)))]
+    drawn = [jax.vmap(lambda key, draw=draw: draw(key, BIG[1:]))(keys) for draw in draws]
+    for noise in jax.tree.leaves(drawn):
+        assert abs(np.corrcoef(epsilon.ravel(), noise.ravel())[0, 1]) < 0.02  # 4.4 standard errors
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
