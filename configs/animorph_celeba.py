@@ -8,6 +8,10 @@ in its released layout in data/afhq; for another place add
 --config.degradation.bank.sharded=True splits them over the devices. Cost: 700,000 steps of 2 × 32
 images with the 56.6 M parameter network; not measured.
 
+T is that of the released command. The cosine schedule is that of the released code, and so are the
+augmentation of the faces (enlarge to 143², random crop, flip), 2 × 32 images a step and 700,000
+steps. The released code augments the animals in the same way; here they are not augmented.
+
 Paper: FID 48.51. The released code scores 6,400 images: --mode=generate --seeds=0-6399. xT is an
 animal of the bank. As in the released code, the sampler estimates it at every step;
 --config.sampler.name=tacos keeps it, and --config.degradation.bank.split=test begins with animals

@@ -6,6 +6,9 @@ xT is as in configs/generate_blur_celeba.py. Data: AFHQ in its released layout, 
 `train` and `val` in it, here data/afhq; for another place add --config.data.source=folder:PATH.
 Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
 
+T, the kernel, σ, the augmentation, the batch and the steps have the sources that
+configs/generate_blur_celeba.py names: the released code treats both data sets alike.
+
     paper                     FID of generated images
     perfect symmetry          93.05   --config.prior.noise_std=0.0
     broken symmetry           54.68

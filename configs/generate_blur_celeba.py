@@ -7,6 +7,10 @@ that is finer than 8-bit levels, to break the symmetry. Data: as for configs/blu
 says how to use a folder of your own. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter
 network; not measured.
 
+T, the kernel, σ = exp(.01 (t - 1)), the circular padding, the mean at T, the cut to 8 bits, the one
+Gaussian and the noise of .002 are those of the released commands. The augmentation (enlarge to
+143², random crop, flip), 2 × 32 images a step and 700,000 steps are those of the released code.
+
     paper                     FID of generated images
     perfect symmetry          97.00   --config.prior.noise_std=0.0
     broken symmetry           49.45

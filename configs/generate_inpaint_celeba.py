@@ -6,6 +6,10 @@ The image closes from its edges inward, to one random colour at T. Data: as for
 configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32
 images with the 56.6 M parameter network; not measured.
 
+T, σ = .05 i and the closing from the edges are those of the released command. The colours, uniform
+on [-.5, .5], are those of the released code. The augmentation (enlarge to 143², random crop, flip),
+2 × 32 images a step and 700,000 steps are also those of the released code.
+
 Paper: FID 90.14. The released code scores 6,400 images: --mode=generate --seeds=0-6399
 (docs/generation.md).
 """

@@ -6,6 +6,9 @@ Data: AFHQ in its released layout, a folder with `train` and `val` in it, here d
 another place add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 32 images with the
 56.6 M parameter network; not measured.
 
+T, the schedule, the augmentation, the batch and the steps have the sources that
+configs/noise_celeba.py names: the released code treats both data sets alike.
+
     paper              FID of generated images
     fixed noise        25.62   --config.sampler.name=tacos
     estimated noise    20.59

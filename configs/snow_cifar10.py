@@ -5,6 +5,10 @@
 Data: CIFAR-10 as prepared by TFDS, without augmentation. Cost: 700,000 steps of 2 × 32 images with
 the 35.7 M parameter network of DDPM; not measured.
 
+T, the two schedules (snow level 3), 2 × 32 images a step and 700,000 steps are those of the
+released command and code, which do not augment either. The released command trains the ConvNeXt
+U-Net; the network here is that of configs/blur_cifar10.py.
+
 In the paper one snow serves a whole batch, so that its figures depend on the draw; here every image
 has its own.
 
