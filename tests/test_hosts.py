@@ -40,12 +40,14 @@ FLAGS = (
 
 # As on a TPU, where neighbours in the mesh may be of different hosts.
 INTERLEAVED = """
-import jax, numpy as np
+import types, jax, numpy as np
 from jax.sharding import Mesh
-in_order = jax.devices
-jax.devices = lambda *args: in_order(*args)[::2] + in_order(*args)[1::2]
-jax.make_mesh = lambda shape, names, axis_types: Mesh(
-    np.array(jax.devices()).reshape(shape), names, axis_types=axis_types
+from colddiff import devices
+devices.jax = types.ModuleType("jax")
+vars(devices.jax).update(vars(jax))
+devices.jax.devices = lambda: jax.devices()[::2] + jax.devices()[1::2]
+devices.jax.make_mesh = lambda shape, names, axis_types: Mesh(
+    np.array(devices.jax.devices()).reshape(shape), names, axis_types=axis_types
 )
 from colddiff.main import run
 run()
