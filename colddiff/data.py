@@ -161,13 +161,13 @@ def load_labelled(
     Raises:
       UserError: as `load`; or the source has no classes, or some of its images have none.
     """
-    settings = dict(size=size, channels=channels, background=background, limit=limit)
-    images, labels, _ = load_split(source, split, **settings)
-    if labels is None:
+    records = _records(source, split, channels, limit)
+    if records.label is None:
         raise UserError(
             f"{source} has no class labels, which a classifier needs, or several; feature spaces "
             "that need none: 'pca', 'inception'"
         )
+    images, labels, _ = _LazyImages(records, size, channels, background, limit).decode_all()
     if min(labels) < 0:
         raise UserError(
             f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, are "
