@@ -7,7 +7,7 @@ images) can be imported alone; it needs neither data sets nor checkpoints instal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from colddiff.inference import Run, load
+    from colddiff.inference.run import Run, load
 
 __all__ = ["Run", "load"]
 
@@ -15,7 +15,7 @@ __all__ = ["Run", "load"]
 def __getattr__(name: str) -> Any:
     """Imports `load` and `Run` when they are first asked for."""
     if name in __all__:
-        from colddiff import inference
+        from colddiff.inference import run
 
-        return getattr(inference, name)
+        return getattr(run, name)
     raise AttributeError(f"module 'colddiff' has no attribute {name!r}")

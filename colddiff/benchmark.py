@@ -20,17 +20,17 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from colddiff.build import Experiment, build
-from colddiff.compiler import cpu_options, network_jit
-from colddiff.devices import create_mesh, replicate, replicated, split_axis
-from colddiff.errors import UserError
-from colddiff.examples import load_train_images, train_batches
-from colddiff.files import markdown_table, write_json, write_text
-from colddiff.inference import Run
-from colddiff.progress import Meter
-from colddiff.samplers import image_keys
-from colddiff.state import init_state
-from colddiff.train import make_train_step
+from colddiff.experiment.build import Experiment, build
+from colddiff.experiment.state import init_state
+from colddiff.inference.run import Run
+from colddiff.runtime.compiler import cpu_options, network_jit
+from colddiff.runtime.devices import create_mesh, replicate, replicated, split_axis
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import markdown_table, write_json, write_text
+from colddiff.runtime.progress import Meter
+from colddiff.sampling.samplers import image_keys
+from colddiff.training.examples import load_train_images, train_batches
+from colddiff.training.step import make_train_step
 
 _ROUNDS, _STARTS = 15, 3
 _SIDE = 4096  # of the matrices whose product is the peak
@@ -70,7 +70,7 @@ class Benchmark(NamedTuple):
       peak: FLOP/s of a large matrix product in the network's dtype, on all devices, the median.
       waiting: share of the training loop's time that it waits for data, while steps run.
       outside: share of full sampling that is not the network.
-      compiler_options: of the programs that hold the network (`colddiff.compiler`); empty for none.
+      compiler_options: of the programs that hold the network (`runtime.compiler`); empty for none.
     """
 
     device: str

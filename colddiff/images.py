@@ -3,15 +3,13 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from colddiff.errors import UserError
-from colddiff.files import whole
+from colddiff.runtime.errors import UserError
 
 _LARGEST = 10.0  # of values around [-1, 1]: images with Gaussian noise have 6, 8-bit images 255
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
@@ -121,19 +119,3 @@ def mosaic(images: np.ndarray, *, height: int = 64, caption: str = "") -> np.nda
     filled = np.concatenate([images, np.full_like(images[:1], _BACKGROUND).repeat(missing, 0)])
     stages = filled.reshape(-1, columns, *images.shape[1:]).swapaxes(0, 1)
     return grid(list(stages), [caption, *[""] * (columns - 1)] if caption else None, height=height)
-
-
-def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
-    """Writes uint8 `[H, W, 3]` frames, shown again and again, the last one a second longer."""
-    first, *rest = (Image.fromarray(f).quantize(dither=Image.Dither.NONE) for f in frames)
-    each = round(1000 * seconds / len(frames))
-    times = [*[each] * len(rest), each + 1000]
-    with whole(path) as file:
-        first.save(file, "gif", save_all=True, append_images=rest, duration=times, loop=0)
-
-
-def save_png(path: Path, picture: np.ndarray) -> None:
-    """Writes uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`, making its folder."""
-    gray = picture.shape[-1] == 1
-    with whole(path) as file:
-        Image.fromarray(picture[..., 0] if gray else picture).save(file, "png")

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 _MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade", "benchmark")
 _OF_A_RUN = ("evaluate", "generate")  # without --config they take the one that was trained with
@@ -86,13 +86,15 @@ def main(argv: Sequence[str]) -> None:
     steps = [_whole("--steps", text) for text in _STEPS.value or ()]
 
     # Imported here so that a mistake in the flags is answered at once.
-    from colddiff import benchmark, compare
-    from colddiff.build import build
-    from colddiff.evaluate import check_ways, gallery, load_test_images
-    from colddiff.generate import folder_of, generate, parse_seeds
-    from colddiff.images import save_png
-    from colddiff.inference import load
-    from colddiff.train import train
+    from colddiff import benchmark
+    from colddiff.evaluation import compare
+    from colddiff.evaluation.evaluate import check_ways, load_test_images
+    from colddiff.experiment.build import build
+    from colddiff.inference.generate import folder_of, generate, parse_seeds
+    from colddiff.inference.run import load
+    from colddiff.reporting.pictures import gallery
+    from colddiff.runtime.files import save_png
+    from colddiff.training.loop import train
 
     if _MODE.value == "train_and_evaluate":
         check_ways(config, _SAMPLERS.value, steps)
@@ -127,7 +129,7 @@ def _join_hosts() -> None:
     coordinator, others = _COORDINATOR.value, (_NUM_HOSTS.value, _HOST.value)
     if coordinator is None and others != (None, None):
         raise UserError("--num_hosts and --host need --coordinator=ADDRESS:PORT")
-    from colddiff.devices import among_hosts, join_hosts
+    from colddiff.runtime.devices import among_hosts, join_hosts
 
     if coordinator == "auto" or (coordinator is None and among_hosts()):
         join_hosts()
@@ -142,7 +144,7 @@ def _join_hosts() -> None:
 
 def _say(text: str) -> None:
     """What a command is run for, on stdout; once, by however many hosts."""
-    from colddiff.devices import is_first_host
+    from colddiff.runtime.devices import is_first_host
 
     if is_first_host():
         sys.stdout.write(text)
@@ -164,10 +166,10 @@ def _config_arguments() -> list[str]:
 
 def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int]) -> None:
     """Score each run and write its report; of several, one table as well."""
-    from colddiff import report
-    from colddiff.build import build
-    from colddiff.evaluate import evaluate, ways_of
-    from colddiff.inference import load
+    from colddiff.evaluation.evaluate import evaluate, ways_of
+    from colddiff.experiment.build import build
+    from colddiff.inference.run import load
+    from colddiff.reporting import report
 
     reports = {}
     for workdir in workdirs:

@@ -8,4 +8,5 @@ make_environment requirements-test.txt
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 ruff check
 ruff format --check
+lint-imports
 exec python -m pytest -n 2 --dist worksteal "$@"

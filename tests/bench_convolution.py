@@ -5,8 +5,9 @@
 
 32 images at the first level of the ConvNeXt U-Net, 32² × 64; then the paper's two networks:
 forward, gradients and train step. XLA's are what `lax.platform_dependent` gives GPUs and TPUs; the
-option is that of `colddiff.compiler`. All four take turns, in one run; medians and quartiles of all
-rounds. *Apart*: ours with the option on from XLA's with it off, relative to the largest entry.
+option is that of `colddiff.runtime.compiler`. All four take turns, in one run; medians and
+quartiles of all rounds. *Apart*: ours with the option on from XLA's with it off, relative to the
+largest entry.
 """
 
 import contextlib
@@ -21,10 +22,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from colddiff.compiler import cpu_options
 from colddiff.networks import ConvNeXtUNet, ResNetUNet, init_params
 from colddiff.networks.convolution import convolve, upsample
 from colddiff.networks.pixels import pixel_sum
+from colddiff.runtime.compiler import cpu_options
 
 BATCH, ROUNDS = 32, 7
 

@@ -25,7 +25,7 @@ from colddiff.degradations import (
     pixelate,
     snow,
 )
-from colddiff.samplers import image_keys
+from colddiff.sampling.samplers import image_keys
 
 SIZE, BATCH, ROUNDS, CALLS = 128, 32, 40, 5
 

@@ -16,15 +16,14 @@ import numpy as np
 from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
-from colddiff.build import build
-from colddiff.devices import create_mesh, replicate
-from colddiff.evaluate import evaluate
-from colddiff.examples import load_train_images, train_batches
-from colddiff.files import markdown_table
-from colddiff.images import save_png
-from colddiff.plots import curves
-from colddiff.state import init_state
-from colddiff.train import make_train_step
+from colddiff.evaluation.evaluate import evaluate
+from colddiff.experiment.build import build
+from colddiff.experiment.state import init_state
+from colddiff.reporting.plots import curves
+from colddiff.runtime.devices import create_mesh, replicate
+from colddiff.runtime.files import markdown_table, save_png
+from colddiff.training.examples import load_train_images, train_batches
+from colddiff.training.step import make_train_step
 
 DTYPES = ("float32", "bfloat16")
 SMOOTHED = 20  # steps whose mean is one point of a curve

@@ -15,7 +15,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from colddiff.train import train
+from colddiff.training.loop import train
 from configs import blur_digits
 
 ROOT = Path(__file__).parent.parent

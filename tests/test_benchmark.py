@@ -7,9 +7,9 @@ import pytest
 from conftest import TINY_FLAGS, run_main
 
 from colddiff import benchmark
-from colddiff.compiler import cpu_options
-from colddiff.errors import UserError
 from colddiff.main import _config_arguments
+from colddiff.runtime.compiler import cpu_options
+from colddiff.runtime.errors import UserError
 
 
 def test_every_part_is_timed_and_written(config, tmp_path, monkeypatch):

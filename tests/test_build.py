@@ -11,11 +11,12 @@ from conftest import CONFIGS, config_anywhere
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from colddiff import data
-from colddiff.build import build, check_sampler, make_sampler
+from colddiff.data import sources
 from colddiff.degradations import gaussian_blur, gaussian_mask, gaussian_noise, linear, split
-from colddiff.errors import UserError
-from colddiff.samplers import ddim, tacos
+from colddiff.experiment.build import build, make_sampler
+from colddiff.experiment.checks import check_sampler
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.samplers import ddim, tacos
 
 
 @pytest.mark.parametrize("name", ["default", *CONFIGS])
@@ -193,7 +194,7 @@ def test_a_bank_is_images_of_the_config_s_size(config):
     bank = {"source": "color_digits", "split": "test", "limit": 7, "sharded": False}
     experiment = build(degradation(config, name="animorph", schedule="cosine", bank=bank))
     stored = split(experiment.degrade)[0].args[0]
-    expected = data.load("color_digits", "test", size=16, channels=1, limit=7)
+    expected = sources.load("color_digits", "test", size=16, channels=1, limit=7)
     assert stored.dtype == np.uint8 and np.array_equal(stored, expected)
     for wrong, message in (
         ({"split": "tests"}, "unknown split of digits 'tests'"),

@@ -8,9 +8,10 @@ import pytest
 from jax.tree_util import Partial
 from scipy.ndimage import gaussian_filter
 
-from colddiff import classifier, data, metrics
-from colddiff.classifier import Settings
-from colddiff.errors import UserError
+from colddiff.data import sources
+from colddiff.evaluation import classifier, metrics
+from colddiff.evaluation.classifier import Settings
+from colddiff.runtime.errors import UserError
 
 QUICK = Settings(max_steps=2, batch_size=32)
 SHAPE = {"size": 16, "channels": 1}
@@ -51,7 +52,7 @@ def same(x, y):
 def test_it_tells_digits_apart_that_it_has_not_seen(digits, monkeypatch):
     """The last layer, a matrix product of the features, gives the accuracy that it says."""
     last = {name: np.asarray(array) for name, array in digits.params["logits"].items()}
-    images, labels = data.load_labelled("digits", "test", **SHAPE)
+    images, labels = sources.load_labelled("digits", "test", **SHAPE)
     found = jax.jit(classifier.features)(digits.params, images)
     guess = (np.asarray(found) @ last["kernel"] + last["bias"]).argmax(axis=1)
     assert digits.accuracy == np.mean(guess == labels) >= 0.95
@@ -83,14 +84,14 @@ def test_every_setting_has_a_file_of_its_own(quick, monkeypatch):
         {"settings": QUICK._replace(learning_rate=1e-3)},
     ]
     identities = [load()[2], *(load(**changes)[2] for changes in others)]
-    load_labelled = data.load_labelled
+    load_labelled = sources.load_labelled
     for pixels, shift in ((1, 0), (0, 1)):
 
         def changed(source, split, *, pixels=pixels, shift=shift, **settings):
             images, labels = load_labelled(source, split, **settings)
             return images ^ np.uint8(pixels), (labels + shift) % 10
 
-        monkeypatch.setattr(data, "load_labelled", changed)
+        monkeypatch.setattr(sources, "load_labelled", changed)
         identities.append(load()[2])
     assert len({json.dumps(i) for i in identities}) == len(identities) == 10
     assert len(list(path.parent.iterdir())) == 10
@@ -157,7 +158,7 @@ def test_features_of_any_size_and_number_of_channels(size, channels, convolution
 
 def test_features_are_an_image_s_own(digits):
     """Through jit as a Partial, whatever the batch; also for images of one level."""
-    images = data.load("digits", "test", **SHAPE, limit=40)
+    images = sources.load("digits", "test", **SHAPE, limit=40)
     images[:3] = np.array([0, 100, 255])[:, None, None, None]
     extract = jax.jit(lambda extract, images: extract(images))
     partial = Partial(classifier.features, digits.params)
@@ -171,7 +172,7 @@ def test_features_are_an_image_s_own(digits):
 
 def test_distances_in_its_features_grow_with_damage(digits):
     """Blur, noise, darkness, and a loss of contrast, to which normalised activations are blind."""
-    images = {s: data.load("digits", s, **SHAPE) for s in data.SPLITS}
+    images = {s: sources.load("digits", s, **SHAPE) for s in sources.SPLITS}
     noise = np.random.default_rng(0).normal(size=images["test"].shape)
     damages = {
         "blur": (lambda x, s: gaussian_filter(x, (0, s, s, 0)), (0.5, 1, 2, 4)),
@@ -197,7 +198,7 @@ def test_distances_in_its_features_grow_with_damage(digits):
 @pytest.mark.slow
 def test_training_is_a_function_of_its_settings():
     """The same bits again, and other ones if anything differs."""
-    images, labels = data.load_labelled("digits", "train", size=8, channels=1, limit=200)
+    images, labels = sources.load_labelled("digits", "train", size=8, channels=1, limit=200)
     settings = Settings(epochs=2, batch_size=64, shift=8)
 
     def train(**changes):

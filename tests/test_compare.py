@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from colddiff import data, metrics
-from colddiff.compare import compare, markdown, parse_folders, write
-from colddiff.errors import UserError
+from colddiff.data import sources
+from colddiff.evaluation import metrics
+from colddiff.evaluation.compare import compare, markdown, parse_folders, write
+from colddiff.runtime.errors import UserError
 
 
 def write_images(folder, images):
@@ -25,7 +26,7 @@ def write_images(folder, images):
 
 @pytest.fixture
 def train(config):
-    return data.load("digits", "train", size=16, channels=1)
+    return sources.load("digits", "train", size=16, channels=1)
 
 
 def test_measures_of_known_sets(config, train, tmp_path):
@@ -45,7 +46,7 @@ def test_measures_of_known_sets(config, train, tmp_path):
     assert gaps["copies"].train == pytest.approx(0, abs=1e-6)
     assert gaps["copies"].test == pytest.approx(gaps["data, test split"].train)
     assert 0.3 < gaps["copies"].test < 2  # of other digits of the same kind
-    test = data.load("digits", "test", size=16, channels=1)
+    test = sources.load("digits", "test", size=16, channels=1)
     pca = PCA(32).fit(train.reshape(1500, -1) / 255)
     features = [
         metrics.moments(pca.transform(x.reshape(len(x), -1) / 255)).gaussian

@@ -9,8 +9,8 @@ import pytest
 from conftest import TINY_FLAGS, run_program
 from jax import lax
 
-from colddiff import compiler
-from colddiff.compiler import cpu_options, network_jit
+from colddiff.runtime import compiler
+from colddiff.runtime.compiler import cpu_options, network_jit
 
 X, KERNEL = jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
 

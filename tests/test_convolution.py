@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from colddiff.devices import create_mesh, replicated, split_axis
 from colddiff.networks import ConvNeXtUNet, ResNetUNet, convolution, init_params, pixels
 from colddiff.networks.layers import Conv
 from colddiff.networks.pixels import pixel_sum, spread
+from colddiff.runtime.devices import create_mesh, replicated, split_axis
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 AROUND = ((1, 1), (1, 1))

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from colddiff import data, files
-from colddiff.errors import UserError
+from colddiff.data import sources
+from colddiff.data.batches import batches
+from colddiff.runtime import files
+from colddiff.runtime.errors import UserError
 
 
 def write_images(folder, names, size=(20, 10), mode="RGB"):
@@ -31,8 +33,8 @@ def warnings_of(caplog):
 
 
 def test_digits_are_the_real_ones_and_the_splits_do_not_meet():
-    train = data.load("digits", "train", size=8, channels=1)
-    test = data.load("digits", "test", size=8, channels=1)
+    train = sources.load("digits", "train", size=8, channels=1)
+    test = sources.load("digits", "test", size=8, channels=1)
     assert train.shape == (1500, 8, 8, 1) and test.shape == (297, 8, 8, 1)
     originals = load_digits().images[1500:] / 16
     assert np.corrcoef((test[..., 0] / 255).ravel(), originals.ravel())[0, 1] > 0.95
@@ -41,8 +43,8 @@ def test_digits_are_the_real_ones_and_the_splits_do_not_meet():
 def test_color_digits_have_the_hue_of_their_label():
     """Ten hues, and the same shapes as in gray."""
     for split, labels in (("train", load_digits().target), ("test", load_digits().target[1500:])):
-        gray = data.load("digits", split, size=16, channels=1, limit=200)
-        color = data.load("color_digits", split, size=16, channels=3, limit=200)
+        gray = sources.load("digits", split, size=16, channels=1, limit=200)
+        color = sources.load("color_digits", split, size=16, channels=3, limit=200)
         assert np.corrcoef(color.max(axis=-1).ravel(), gray.ravel())[0, 1] > 0.999
         inks = color.reshape(200, -1, 3).max(axis=1) / 255.0
         hues = [colorsys.rgb_to_hsv(*ink)[0] for ink in inks]
@@ -65,7 +67,9 @@ def test_color_digits_have_the_hue_of_their_label():
 def test_folders_with_splits_of_their_own(tmp_path, first, name):
     names = [f"{first}/1.png", f"{first}/dog/2.png", f"{name}/3.png", f"{name}/4.png"]
     write_images(tmp_path, names)
-    train, test = (data.load(f"folder:{tmp_path}", s, size=4, channels=3) for s in data.SPLITS)
+    train, test = (
+        sources.load(f"folder:{tmp_path}", s, size=4, channels=3) for s in sources.SPLITS
+    )
     assert train[:, 0, 0, 0].tolist() == [0, 1] and test[:, 0, 0, 0].tolist() == [2, 3]
 
 
@@ -79,12 +83,12 @@ def test_folders_with_splits_of_their_own(tmp_path, first, name):
 )
 def test_a_split_beside_folders_that_are_none_is_refused(tmp_path, names, seen):
     write_images(tmp_path, names)
-    for split in data.SPLITS:
+    for split in sources.SPLITS:
         with pytest.raises(UserError, match=f"beside others: {seen}. Call the t"):
-            data.load(f"folder:{tmp_path}", split, size=4, channels=3)
+            sources.load(f"folder:{tmp_path}", split, size=4, channels=3)
     below = tmp_path / names[0].split("/")[0]
     write_images(below, ["a/1.png", "a/2.png"])
-    alone = [data.load(f"folder:{below}", s, size=4, channels=3) for s in data.SPLITS]
+    alone = [sources.load(f"folder:{below}", s, size=4, channels=3) for s in sources.SPLITS]
     assert sum(map(len, alone)) == 3
 
 
@@ -97,7 +101,7 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path, caplog):
     (root / "near" / "up").symlink_to(tmp_path, target_is_directory=True)
     (root / "twin").symlink_to(root / "near", target_is_directory=True)
     (elsewhere / "again").symlink_to(elsewhere, target_is_directory=True)
-    found = [data.load(f"folder:{root}", s, size=4, channels=3) for s in data.SPLITS]
+    found = [sources.load(f"folder:{root}", s, size=4, channels=3) for s in sources.SPLITS]
     assert sorted(np.concatenate(found)[:, 0, 0, 0].tolist()) == [0, 0, 1]
     said = "\n".join(warnings_of(caplog))
     for name in ("loop", "up", "twin", "again"):
@@ -110,7 +114,7 @@ def test_folder_is_resized_and_centre_cropped(tmp_path):
     Image.fromarray(wide).save(tmp_path / "a.png")
     Image.fromarray(wide).save(tmp_path / "b.jpg", quality=100)
     images = np.concatenate(
-        [data.load(f"folder:{tmp_path}", s, size=5, channels=3) for s in ("train", "test")]
+        [sources.load(f"folder:{tmp_path}", s, size=5, channels=3) for s in ("train", "test")]
     )
     assert images.shape == (2, 5, 5, 3)
     assert np.abs(images[:, :, 1:-1].astype(int) - 200).max() <= 8  # JPEG; the edges are mixed
@@ -124,7 +128,7 @@ def test_folder_files_may_be_nested_and_of_any_mode(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     for channels in (1, 3):
         splits = [
-            data.load(f"folder:{tmp_path}", s, size=4, channels=channels) for s in data.SPLITS
+            sources.load(f"folder:{tmp_path}", s, size=4, channels=channels) for s in sources.SPLITS
         ]
         assert [len(s) for s in splits] == [5, 1]
         assert any(np.all(image == 255) for image in np.concatenate(splits))  # 16 bits scaled
@@ -137,16 +141,16 @@ def test_folder_turns_images_upright(tmp_path):
     exif[0x0112] = 3  # stored upside down
     for name in ("a.jpg", "b.jpg"):
         image.save(tmp_path / name, exif=exif)
-    found = data.load(f"folder:{tmp_path}", "train", size=8, channels=1)[0, ..., 0]
+    found = sources.load(f"folder:{tmp_path}", "train", size=8, channels=1)[0, ..., 0]
     assert found[:3].max() < 50 and found[5:].min() > 200
 
 
 def test_folder_split_is_fixed_disjoint_and_complete(tmp_path):
-    load = lambda split: data.load(f"folder:{tmp_path}", split, size=4, channels=3)  # noqa: E731
+    load = lambda split: sources.load(f"folder:{tmp_path}", split, size=4, channels=3)  # noqa: E731
     found = []
     for names in ([f"{i:03d}.png" for i in range(n)] for n in (2, 100, 200)):
         write_images(tmp_path, names)
-        train, test = ({int(image[0, 0, 0]) for image in load(s)} for s in data.SPLITS)
+        train, test = ({int(image[0, 0, 0]) for image in load(s)} for s in sources.SPLITS)
         assert train and test and not train & test and train | test == set(range(len(names)))
         found.append((train, test))
     assert found[1][0] < found[2][0] and found[1][1] < found[2][1]  # more files move none
@@ -166,7 +170,8 @@ def test_unreadable_files_are_skipped_named_and_counted(tmp_path, caplog, cache)
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     found = [
-        data.load(f"folder:{tmp_path}", s, size=4, channels=3, cache=cache) for s in data.SPLITS
+        sources.load(f"folder:{tmp_path}", s, size=4, channels=3, cache=cache)
+        for s in sources.SPLITS
     ]
     images = [images[i] for images in found for i in range(len(images))]
     assert {int(image[0, 0, 0]) for image in images} == set(range(20))
@@ -198,7 +203,7 @@ def test_small_files_of_huge_images_are_not_decoded(tmp_path, caplog):
     (train / "bomb.png").write_bytes(png_of_zeros(8192, 8193))
     (train / "large.png").write_bytes(png_of_zeros(4096, 4096))
     Image.new("RGB", (8, 8)).save(train / "c.png", format="BMP")  # not what it is called
-    images = data.load(f"folder:{tmp_path}", "train", size=4, channels=3)
+    images = sources.load(f"folder:{tmp_path}", "train", size=4, channels=3)
     assert len(images) == 3  # a, b and large
     said = "\n".join(warnings_of(caplog))
     assert "bomb.png" in said and "8192 × 8193 pixels; at most 67108864" in said
@@ -209,7 +214,7 @@ def test_so_many_images_are_so_many_readable_ones(tmp_path):
     write_images(tmp_path / "test", [f"{i}.png" for i in range(1, 5)])
     (tmp_path / "train").mkdir()
     (tmp_path / "test" / "0.png").write_text("no image")
-    load = lambda n: data.load(f"folder:{tmp_path}", "test", size=4, channels=3, limit=n)  # noqa: E731
+    load = lambda n: sources.load(f"folder:{tmp_path}", "test", size=4, channels=3, limit=n)  # noqa: E731
     assert load(4)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert [len(load(n)) for n in (1, 2, 3, 9)] == [1, 2, 3, 4]
 
@@ -223,23 +228,23 @@ def test_subsets_of_a_class_per_folder_hold_all_classes(tmp_path, cache):
             Image.new("RGB", (4, 4), (k, i, 0)).save(tmp_path / "test" / name / f"{i:02d}.png")
     (tmp_path / "train").mkdir()
     settings = dict(size=4, channels=3)
-    whole = data.load_split(f"folder:{tmp_path}", "test", **settings)
+    whole = sources.load_split(f"folder:{tmp_path}", "test", **settings)
     assert whole.images[:, 0, 0, 0].tolist() == sorted([0, 1, 2] * 40)  # the order of the files
     assert sorted(whole.order) == list(range(120))
     for n in (8, 30, 60):
-        images = data.load(f"folder:{tmp_path}", "test", cache=cache, limit=n, **settings)
+        images = sources.load(f"folder:{tmp_path}", "test", cache=cache, limit=n, **settings)
         pixels = [image[0, 0].tolist() for image in (images[i] for i in range(len(images)))]
         assert sorted(pixels) == sorted(whole.images[whole.order[:n], 0, 0].tolist())
         counts = collections.Counter(k for k, _, _ in pixels)
         assert len(counts) == 3 and max(counts.values()) <= 0.75 * n
-        part = data.load_split(f"folder:{tmp_path}", "test", limit=n, **settings)
+        part = sources.load_split(f"folder:{tmp_path}", "test", limit=n, **settings)
         assert np.array_equal(part.images[part.order], whole.images[whole.order[:n]])
 
 
 def test_subsets_of_the_other_sources_are_the_first_images():
-    whole = data.load_split("digits", "test", size=8, channels=1)
+    whole = sources.load_split("digits", "test", size=8, channels=1)
     assert np.array_equal(whole.order, np.arange(297)) and len(whole.labels) == 297
-    part = data.load_split("digits", "test", size=8, channels=1, limit=9)
+    part = sources.load_split("digits", "test", size=8, channels=1, limit=9)
     assert np.array_equal(part.images, whole.images[:9])
     assert np.array_equal(part.labels, whole.labels[:9])
 
@@ -256,12 +261,12 @@ def test_the_disk_failing_is_not_an_unreadable_image(tmp_path, monkeypatch, capl
         return open_image(path, **settings)
 
     monkeypatch.setattr(files, "time", types.SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setattr(data.Image, "open", failing)
-    assert len(data.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
+    monkeypatch.setattr(sources.Image, "open", failing)
+    assert len(sources.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
     assert sum("trying again" in text for text in warnings_of(caplog)) == 3
     failures["a.png"] = 99
     with pytest.raises(UserError, match=r"a\.png cannot be read: .*Input/output error"):
-        data.load(f"folder:{tmp_path}", "train", size=4, channels=3)
+        sources.load(f"folder:{tmp_path}", "train", size=4, channels=3)
 
 
 def test_transparent_pixels_show_the_background(tmp_path):
@@ -280,7 +285,9 @@ def test_transparent_pixels_show_the_background(tmp_path):
     Image.fromarray(gray).save(folder / "b.png")
     palette.save(folder / "c.png", transparency=0)
     for background in ((0, 0, 0), (0, 0, 255)):
-        images = data.load(f"folder:{tmp_path}", "train", size=6, channels=3, background=background)
+        images = sources.load(
+            f"folder:{tmp_path}", "train", size=6, channels=3, background=background
+        )
         assert images[0, 0, 0].tolist() == list(background)
         half = [128, 0, 127 / 255 * background[2]]
         np.testing.assert_allclose(images[0, 2, 0], half, atol=1)
@@ -290,11 +297,11 @@ def test_transparent_pixels_show_the_background(tmp_path):
         assert images[2, 0, 0].tolist() == list(background)
         assert images[2, 5, 0].tolist() == [0, 255, 0]
     white = (255, 255, 255)
-    images = data.load(f"folder:{tmp_path}", "train", size=6, channels=1, background=white)
+    images = sources.load(f"folder:{tmp_path}", "train", size=6, channels=1, background=white)
     assert images[:, 0, 0, 0].tolist() == [255] * 3
     for wrong in ((0, 0), (0, 0, 256), (0.5, 0, 0)):
         with pytest.raises(UserError, match=r"data.background=.* must be \(R, G, B\)"):
-            data.load(f"folder:{tmp_path}", "train", size=6, channels=1, background=wrong)
+            sources.load(f"folder:{tmp_path}", "train", size=6, channels=1, background=wrong)
 
 
 def test_a_broken_exif_block_is_just_one_unreadable_image(tmp_path, monkeypatch):
@@ -305,8 +312,8 @@ def test_a_broken_exif_block_is_just_one_unreadable_image(tmp_path, monkeypatch)
             raise struct.error("required argument is not an integer")
         return image
 
-    monkeypatch.setattr(data.ImageOps, "exif_transpose", broken)
-    assert len(data.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
+    monkeypatch.setattr(sources.ImageOps, "exif_transpose", broken)
+    assert len(sources.load(f"folder:{tmp_path}", "train", size=4, channels=3)) == 2
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -314,7 +321,7 @@ def test_no_readable_file_is_an_error(tmp_path, cache):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_text("no image")
     with pytest.raises(UserError, match=r"none of the 2 images can be read, the first is .*png"):
-        data.load(f"folder:{tmp_path}", "train", size=4, channels=3, cache=cache)[0]
+        sources.load(f"folder:{tmp_path}", "train", size=4, channels=3, cache=cache)[0]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +337,7 @@ def test_no_readable_file_is_an_error(tmp_path, cache):
 )
 def test_wrong_sources_are_refused(source, split, message):
     with pytest.raises(UserError, match=message):
-        data.load(source, split, size=8, channels=1)
+        sources.load(source, split, size=8, channels=1)
 
 
 def test_a_library_s_error_without_words_is_still_ours(monkeypatch):
@@ -339,22 +346,22 @@ def test_a_library_s_error_without_words_is_still_ours(monkeypatch):
 
     monkeypatch.setattr("tensorflow_datasets.builder", silent)
     with pytest.raises(UserError, match=r"TFDS knows no dataset 'x'.*\(AssertionError\)"):
-        data.load("tfds:x", "train", size=8, channels=1)
+        sources.load("tfds:x", "train", size=8, channels=1)
 
 
 def test_an_unprepared_tfds_dataset_says_how_to_prepare_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"is not prepared at .*tfds build mnist --file_format"):
-        data.load("tfds:mnist", "train", size=8, channels=1)
+        sources.load("tfds:mnist", "train", size=8, channels=1)
 
 
 def test_tfds(real_data):
-    mnist = data.load("tfds:mnist", "test", size=28, channels=1, limit=100)
+    mnist = sources.load("tfds:mnist", "test", size=28, channels=1, limit=100)
     assert mnist.shape == (100, 28, 28, 1) and mnist.max() == 255 and mnist.min() == 0
-    cifar = data.load("tfds:cifar10", "train[:50]", size=32, channels=3)
+    cifar = sources.load("tfds:cifar10", "train[:50]", size=32, channels=3)
     assert cifar.shape == (50, 32, 32, 3)
     with pytest.raises(UserError, match="unknown split of tfds:mnist 'valid'; valid: test, train"):
-        data.load("tfds:mnist", "valid", size=28, channels=1)
+        sources.load("tfds:mnist", "valid", size=28, channels=1)
 
 
 # Labels.
@@ -364,10 +371,12 @@ def test_tfds(real_data):
 def test_digits_have_their_labels(source, channels):
     for split, rows in (("train", slice(1500)), ("test", slice(1500, None))):
         expected = load_digits().target[rows]
-        images, labels = data.load_labelled(source, split, size=8, channels=channels)
+        images, labels = sources.load_labelled(source, split, size=8, channels=channels)
         assert labels.dtype == np.int32 and np.array_equal(labels, expected)
-        assert np.array_equal(images, data.load(source, split, size=8, channels=channels))
-    assert data.load_labelled(source, "test", size=8, channels=channels, limit=3)[1].shape == (3,)
+        assert np.array_equal(images, sources.load(source, split, size=8, channels=channels))
+    assert sources.load_labelled(source, "test", size=8, channels=channels, limit=3)[1].shape == (
+        3,
+    )
 
 
 def test_tfds_labels_come_with_the_images_in_one_reading(real_data, monkeypatch):
@@ -396,7 +405,7 @@ def test_tfds_labels_come_with_the_images_in_one_reading(real_data, monkeypatch)
                 "as_data_source",
                 lambda *args, **kwargs: Counting(as_data_source(*args, **kwargs)),
             )
-            images, labels = data.load_labelled(
+            images, labels = sources.load_labelled(
                 f"tfds:{name}", "train[1000:1600]", size=size, channels=channels
             )
         assert labels.dtype == np.int32 and len(labels) == len(images) == 600
@@ -415,14 +424,14 @@ def source_of(levels, labels):
             raise OSError("damaged")
         return Image.new("L", (4, 4), levels[i])
 
-    return lambda argument, split: data.Records(list(map(str, levels)), open_, labels)
+    return lambda argument, split: sources.Records(list(map(str, levels)), open_, labels)
 
 
 def test_labels_stay_with_their_images_where_some_are_unreadable(monkeypatch):
     levels = [None if i % 7 == 0 else i % 251 for i in range(600)]
-    monkeypatch.setitem(data.SOURCES, "digits", source_of(levels, lambda i: 1000 + levels[i]))
+    monkeypatch.setitem(sources.SOURCES, "digits", source_of(levels, lambda i: 1000 + levels[i]))
     for limit, count in ((0, 514), (300, 300)):
-        images, labels = data.load_labelled("digits", "train", size=4, channels=1, limit=limit)
+        images, labels = sources.load_labelled("digits", "train", size=4, channels=1, limit=limit)
         assert len(images) == len(labels) == count
         assert np.array_equal(labels, images[:, 0, 0, 0].astype(int) + 1000)
 
@@ -430,12 +439,12 @@ def test_labels_stay_with_their_images_where_some_are_unreadable(monkeypatch):
 def test_sources_without_labels_are_refused(tmp_path, monkeypatch):
     write_images(tmp_path, ["a.png", "b.png"])
     with pytest.raises(UserError, match=r"no class labels.*spaces that need none: 'pca', 'incept"):
-        data.load_labelled(f"folder:{tmp_path}", "train", size=4, channels=1)
-    monkeypatch.setitem(data.SOURCES, "digits", source_of([1, 2, 3], [0, -1, -1].__getitem__))
+        sources.load_labelled(f"folder:{tmp_path}", "train", size=4, channels=1)
+    monkeypatch.setitem(sources.SOURCES, "digits", source_of([1, 2, 3], [0, -1, -1].__getitem__))
     with pytest.raises(UserError, match=r"2 of the 3 images of digits, split test, are of no clas"):
-        data.load_labelled("digits", "test", size=4, channels=1)
+        sources.load_labelled("digits", "test", size=4, channels=1)
     with pytest.raises(UserError, match="unknown data source 'mnist'"):
-        data.load_labelled("mnist", "test", size=4, channels=1)
+        sources.load_labelled("mnist", "test", size=4, channels=1)
 
 
 @pytest.mark.parametrize("classes", [[], ["label"], ["coarse", "fine"]])
@@ -451,12 +460,12 @@ def test_a_tfds_dataset_has_labels_if_it_has_one_kind(classes, tmp_path, monkeyp
         as_data_source=lambda split, decoders: [row, row],
     )
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: builder)
-    assert len(data.load("tfds:x", "train", size=4, channels=1)) == 2
+    assert len(sources.load("tfds:x", "train", size=4, channels=1)) == 2
     if classes == ["label"]:
-        assert data.load_labelled("tfds:x", "train", size=4, channels=1)[1].tolist() == [4, 4]
+        assert sources.load_labelled("tfds:x", "train", size=4, channels=1)[1].tolist() == [4, 4]
     else:
         with pytest.raises(UserError, match=r"tfds:x has no class labels.*or several"):
-            data.load_labelled("tfds:x", "train", size=4, channels=1)
+            sources.load_labelled("tfds:x", "train", size=4, channels=1)
 
 
 # The order.
@@ -466,7 +475,7 @@ NUMBERED = np.arange(10, dtype=np.uint8)[:, None, None, None]  # ten images of o
 
 def order(**changes):
     settings = dict(batch_size=4, seed=0, start=0, stop=5) | changes
-    return [batch[..., 0, 0, 0] for batch in data.batches(NUMBERED, **settings)]
+    return [batch[..., 0, 0, 0] for batch in batches(NUMBERED, **settings)]
 
 
 def test_every_epoch_has_every_image_once_in_another_order():
@@ -498,4 +507,4 @@ def test_shuffles_are_fair():
         int(order(seed=seed, batch_size=10, stop=1)[0][0, 0]) for seed in range(200)
     )
     assert len(places) == 10 and max(places.values()) < 45
-    assert len(list(itertools.islice(data.batches(NUMBERED, 4, seed=0, start=3, stop=3), 1))) == 0
+    assert len(list(itertools.islice(batches(NUMBERED, 4, seed=0, start=3, stop=3), 1))) == 0

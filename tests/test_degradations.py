@@ -16,13 +16,13 @@ from conftest import CONFIGS, config_anywhere
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from colddiff import data
-from colddiff.build import build
+from colddiff.data import sources
 from colddiff.degradations import DEGRADATIONS, compose, linear, split
-from colddiff.evaluate import degrade_at
-from colddiff.examples import make_example
+from colddiff.experiment.build import build
 from colddiff.images import from_uint8
-from colddiff.samplers import image_keys, tacos, times_between
+from colddiff.reporting.pictures import degrade_at
+from colddiff.sampling.samplers import image_keys, tacos, times_between
+from colddiff.training.examples import make_example
 from configs.swirl_digits import swirl
 
 SIZE, T = 32, 12
@@ -119,7 +119,7 @@ def test_finite_and_in_range_with_finite_gradients(name, degrade, last, x0, keys
 
 
 def real_images(size, channels=3, limit=32):
-    images = data.load("color_digits", "test", size=size, channels=channels, limit=limit)
+    images = sources.load("color_digits", "test", size=size, channels=channels, limit=limit)
     return from_uint8(jnp.asarray(images))
 
 
@@ -215,7 +215,7 @@ def test_severity_grows_on_cifar10(config_name, real_data):
     config.data.image_size = 32
     if config_name == "animorph_celeba":
         config.degradation.bank.update({"source": "tfds:cifar10", "limit": 1000})
-    images = data.load("tfds:cifar10", "test", size=32, channels=3, limit=100)
+    images = sources.load("tfds:cifar10", "test", size=32, channels=3, limit=100)
     times = np.arange(config.degradation.num_steps + 1)
     distance = distances(build(config).degrade, from_uint8(jnp.asarray(images)), times)
     assert np.all(np.diff(distance) >= -1e-5), np.diff(distance)

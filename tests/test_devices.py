@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from colddiff import devices
-from colddiff.build import build
 from colddiff.degradations import split as halves
-from colddiff.devices import create_mesh, host_rows, replicate, split_rows, to_mesh
-from colddiff.errors import UserError
-from colddiff.samplers import image_keys
-from colddiff.state import init_state
-from colddiff.train import make_train_step
+from colddiff.experiment.build import build
+from colddiff.experiment.state import init_state
+from colddiff.runtime import devices
+from colddiff.runtime.devices import create_mesh, host_rows, replicate, split_rows, to_mesh
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.samplers import image_keys
+from colddiff.training.step import make_train_step
 
 
 def test_a_batch_is_split_over_all_devices():

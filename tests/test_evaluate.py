@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from colddiff import data, evaluate, metrics
-from colddiff.build import build
+from colddiff.data import sources
 from colddiff.degradations import split
-from colddiff.errors import UserError
+from colddiff.evaluation import evaluate, metrics
+from colddiff.experiment.build import build
 from colddiff.images import from_uint8, to_uint8
-from colddiff.inference import Run
+from colddiff.inference.run import Run
+from colddiff.reporting import pictures
+from colddiff.runtime.errors import UserError
 
 
 def oracle(experiment):
@@ -49,7 +51,7 @@ def test_a_perfect_restorer_scores_perfectly():
 
 def test_subsets_of_a_class_per_folder_score_as_the_whole_does(tmp_path):
     """Of a perfect restorer the distance to all images is that of a random subset: small."""
-    images = data.load("digits", "test", size=16, channels=1, limit=160)
+    images = sources.load("digits", "test", size=16, channels=1, limit=160)
     for i, image in enumerate(images):
         folder = tmp_path / ("train", "test")[i % 2] / ("plain", "inverted")[i // 2 % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def test_distances_are_those_of_the_restored_images():
     test = evaluate.load_test_images(config, 0)
     x0 = from_uint8(test[:101])
     xT = to_uint8(jax.jit(jax.vmap(experiment.degrade, (0, None, None)))(x0, 6, jax.random.key(0)))
-    train = data.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
+    train = sources.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
     pca = PCA(32, svd_solver="full").fit(train)
     flat = lambda images: images.reshape(len(images), -1) / 255  # noqa: E731
     for distance, of in zip(
@@ -192,7 +194,7 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
     assert np.all(seen[0] <= xT + 1e-4) and np.all(seen[0] > xT - 1 / 127.5)
 
     seen.clear()
-    evaluate.picture(experiment, None, evaluate.load_test_images(config, 2))
+    pictures.picture(experiment, None, evaluate.load_test_images(config, 2))
     jax.effects_barrier()
     for x in (x for x in seen if np.abs(x - seen[0]).max() == 0):  # xT, of direct and of tacos
         assert np.abs((x + 1) * 127.5 - np.round((x + 1) * 127.5)).max() < 1e-3
@@ -212,7 +214,7 @@ def test_the_picture_ends_with_the_config_s_sampler(name, columns):
     config.sampler.name = name
     experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)
     images = evaluate.load_test_images(config, 2)
-    picture = evaluate.picture(experiment, None, images)
+    picture = pictures.picture(experiment, None, images)
     assert picture.shape[1] == columns * 98 + 2  # x0, xT, direct, and iterates: six times, or two
     run = Run(experiment, None, 0, Path())
     keys = jax.random.split(jax.random.key(0), 2)  # blur draws nothing
@@ -229,7 +231,7 @@ def test_the_gallery_shows_growing_severities():
         config.degradation = {"name": "gaussian_noise", "num_steps": 8, "schedule": "cosine"}
     experiment = build(config)
     images = evaluate.load_test_images(config, 2)
-    picture = evaluate.gallery(experiment, images)
+    picture = pictures.gallery(experiment, images)
     high = wide = 96
     header = picture.shape[0] - 2 * (high + 2)
     assert picture.shape[1] == 5 * (wide + 2) + 2
@@ -241,7 +243,7 @@ def test_the_gallery_shows_growing_severities():
         difference = shown[::6, ::6].astype(int) - xt
         assert np.abs(difference).max() <= 1  # eager and compiled arithmetic round differently
     config.degradation.num_steps = 3
-    assert evaluate.gallery(build(config), images).shape[1] == 4 * (wide + 2) + 2
+    assert pictures.gallery(build(config), images).shape[1] == 4 * (wide + 2) + 2
 
 
 @pytest.mark.parametrize(

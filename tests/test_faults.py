@@ -28,13 +28,18 @@ from conftest import (
 from PIL import Image
 from tensorboard_events import read_scalars
 
-from colddiff import checkpoint, data, files, inception, inference
-from colddiff.devices import create_mesh
-from colddiff.errors import UserError
-from colddiff.examples import load_train_images
-from colddiff.lock import alone
-from colddiff.state import init_state
-from colddiff.train import train
+import colddiff
+from colddiff.data import sources
+from colddiff.data.batches import batches
+from colddiff.evaluation import inception
+from colddiff.experiment import checkpoint
+from colddiff.experiment.state import init_state
+from colddiff.runtime import files
+from colddiff.runtime.devices import create_mesh
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.lock import alone
+from colddiff.training.examples import load_train_images
+from colddiff.training.loop import train
 
 STEPS, KILLS, IN_SAVES = 600, 25, 5
 FLAGS = (
@@ -48,7 +53,7 @@ FLAGS = (
 
 def final_state(workdir):
     """All that is saved at the end: parameters, their average, Adam's moments."""
-    run = inference.load(workdir)
+    run = colddiff.load(workdir)
     with checkpoint.open_manager(workdir) as manager:
         like = init_state(run.experiment, create_mesh())
         return jax.tree.leaves(checkpoint.restore_state(manager, like, STEPS))
@@ -127,7 +132,7 @@ def test_a_signal_while_checkpoints_are_scored_saves_without_scores(tmp_path):
     assert process.returncode == 0, err
     assert "checkpoint 20 has no scores" in err and "tacos 200 200/200" not in err
     assert "stopped at step 20; the same command goes on" in err
-    assert inference.load(tmp_path).step == 20
+    assert colddiff.load(tmp_path).step == 20
 
 
 @pytest.mark.slow
@@ -179,7 +184,7 @@ def test_a_damaged_checkpoint_is_passed_over(trained, config, part, how, tmp_pat
     assert f"{workdir}/checkpoints/8 cannot be read" in said and "going on from step 6" in said
     assert f"moved {workdir}/checkpoints/8 to {workdir}/damaged/8" in said
     assert (workdir / "damaged" / "8").is_dir()
-    assert inference.load(workdir).step == 9
+    assert colddiff.load(workdir).step == 9
 
 
 @pytest.mark.slow
@@ -195,7 +200,7 @@ def test_damaged_arrays_are_passed_over(part, how, tmp_path):
     done = run_main(*flags)
     assert done.returncode == 0, done.stderr
     assert "checkpoints/4 cannot be read" in done.stderr and "going on from step 2" in done.stderr
-    assert (tmp_path / "damaged" / "4").is_dir() and inference.load(tmp_path).step == 4
+    assert (tmp_path / "damaged" / "4").is_dir() and colddiff.load(tmp_path).step == 4
 
 
 @pytest.mark.parametrize("item", ["state", "ema_params"])
@@ -222,7 +227,7 @@ def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, c
     damaged = rf"checkpoints/8 is damaged: 1 of the \d+ arrays of its {item} differ"
     if item == "ema_params":
         with pytest.raises(UserError, match=damaged):
-            inference.load(workdir)
+            colddiff.load(workdir)
     caplog.set_level(logging.INFO)
     assert train(config, workdir)
     assert re.search(damaged, caplog.text) and "going on from step 6" in caplog.text
@@ -236,7 +241,7 @@ def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
     arrays = (tmp_path / "run" / "checkpoints" / "3" / "ema_params").rglob("d/*")
     largest = max(arrays, key=lambda path: path.stat().st_size)
     good, chance = largest.read_bytes(), random.Random(0)
-    like = inference.load(tmp_path / "run").params
+    like = colddiff.load(tmp_path / "run").params
     for _ in range(10):
         bad = bytearray(good)
         bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
@@ -338,7 +343,7 @@ def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
         scores.mkdir()
         (scores / "metrics").write_text('{"tacos/rmse": 0.5}')
     damage(scores, how)
-    assert inference.load(workdir).step == 8
+    assert colddiff.load(workdir).step == 8
     if how == "truncated":
         message = "checkpoints/6/metrics cannot be read"
         with pytest.raises(UserError, match=message), checkpoint.open_manager(workdir, best="x/y"):
@@ -349,7 +354,7 @@ def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
     assert "going on from step 6" in caplog.text
     assert (workdir / "damaged" / "8").is_dir()
     assert (workdir / "damaged" / "6-scores").is_dir() == (how == "truncated")
-    assert inference.load(workdir).step == 8
+    assert colddiff.load(workdir).step == 8
 
 
 def test_files_of_somebody_else_are_left(config, tmp_path):
@@ -381,7 +386,7 @@ def test_a_diverged_run_names_the_step_and_keeps_its_images(config, tmp_path):
     step = int(re.search(r"at step (\d+)", str(error.value))[1])
     with np.load(tmp_path / "diverged" / f"{step:07d}.npz") as kept:
         images = load_train_images(config)
-        [expected] = data.batches(images, 8, seed=config.seed, start=step - 1, stop=step)
+        [expected] = batches(images, 8, seed=config.seed, start=step - 1, stop=step)
         np.testing.assert_array_equal(kept["images"], expected)
     assert Image.open(tmp_path / "diverged" / f"{step:07d}.png").width > 16
     with checkpoint.open_manager(tmp_path) as manager:
@@ -403,7 +408,7 @@ def test_other_images_are_refused(config, tmp_path):
         UserError, match=r"(?s)not those that .* began with:.*or delete .*data.json"
     ):
         train(config, tmp_path / "run")
-    assert inference.load(tmp_path / "run").step == 8
+    assert colddiff.load(tmp_path / "run").step == 8
     (tmp_path / "run" / "data.json").unlink()
     assert train(config, tmp_path / "run")
 
@@ -423,10 +428,10 @@ def test_a_prior_of_other_images_is_fitted_anew(tmp_path, caplog):
         assert train(config, workdir)
         with np.load(workdir / "prior" / "mixture-1x1-1.npz") as arrays:
             means.append(arrays["means"].item())
-        assert inference.load(workdir).prior is not None
+        assert colddiff.load(workdir).prior is not None
         assert ("was fitted to other images" in caplog.text) == (level == 200)
         (workdir / "data.json").unlink()
-    train_images = data.load(f"folder:{folder}", "train", size=16, channels=1)
+    train_images = sources.load(f"folder:{folder}", "train", size=16, channels=1)
     assert means[1] == pytest.approx(train_images.mean() / 127.5 - 1, abs=1e-6)
     assert means[0] < 0 < means[1]
 
@@ -470,7 +475,7 @@ def test_a_full_disk_is_said_and_earlier_checkpoints_stay(foreseen, small_disk):
         assert "Traceback" not in done.stderr
     with checkpoint.open_manager(small_disk) as manager:
         last = manager.latest_step()
-    assert last >= 5 and inference.load(small_disk).step == last
+    assert last >= 5 and colddiff.load(small_disk).step == last
 
 
 def write_bad_inputs(folder):

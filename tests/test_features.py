@@ -13,8 +13,9 @@ from jax.tree_util import Partial
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from colddiff import data, features, metrics
-from colddiff.errors import UserError
+from colddiff.data import sources
+from colddiff.evaluation import features, metrics
+from colddiff.runtime.errors import UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -27,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def images():
-    return data.load("digits", "test", size=16, channels=1, limit=101)
+    return sources.load("digits", "test", size=16, channels=1, limit=101)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_statistics_do_not_depend_on_the_devices(tmp_path):
         "import sys, numpy as np; from colddiff import data, features;"
         "from configs import blur_digits; c = blur_digits.get_config(); c.data.image_size = 16;"
         "f = features.make_features('classifier', c);"
-        "x = data.load('digits', 'test', size=16, channels=1, limit=101);"
+        "x = sources.load('digits', 'test', size=16, channels=1, limit=101);"
         "g = features.collect(f, [x], total=101).gaussian;"
         "np.savez(sys.argv[1], mean=g.mean, covariance=g.covariance)"
     )
@@ -102,7 +103,7 @@ def test_moments_of_the_first_n(images):
 def test_principal_components_are_those_of_the_training_split(images):
     space = features.make_features("pca", tiny_config())
     assert space.name == "pca-32 of digits 16²×1"
-    train = data.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
+    train = sources.load("digits", "train", size=16, channels=1).reshape(1500, -1) / 255
     expected = PCA(32, svd_solver="full").fit(train).transform(images.reshape(101, -1) / 255)
     found = features.collect(space, [images], total=101).first
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
@@ -178,7 +179,7 @@ def test_statistics_are_of_the_pixels_that_are_there(tmp_path):
 def test_spaces_of_other_principal_components_share_no_statistics():
     """Project the same images as scikit-learn does, on the components of each split."""
     config = tiny_config()
-    load = lambda split: data.load("digits", split, size=16, channels=1)  # noqa: E731
+    load = lambda split: sources.load("digits", split, size=16, channels=1)  # noqa: E731
     test = load("test").reshape(-1, 256) / 255
     for split in ("train", "test"):
         config.data.train_split = split

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from colddiff import files
-from colddiff.errors import UserError
-from colddiff.files import file_system_failed, patiently, read_json, whole, write_json
+from colddiff.runtime import files
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import file_system_failed, patiently, read_json, whole, write_json
 
 
 def test_a_file_appears_when_it_is_finished(tmp_path):

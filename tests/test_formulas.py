@@ -25,7 +25,7 @@ from colddiff.degradations import (
 from colddiff.degradations.mask import MaskPattern
 from colddiff.degradations.separable import separable
 from colddiff.degradations.snow import SnowPattern
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 KEY = jax.random.key(0)
 

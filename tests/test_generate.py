@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import colddiff
-from colddiff import data
+from colddiff.data import sources
 from colddiff.degradations import gaussian_noise
-from colddiff.errors import UserError
-from colddiff.generate import folder_of, generate, parse_seeds
-from colddiff.inference import Run, _places, run_sampler
-from colddiff.samplers import ddim, tacos
-from colddiff.train import train
+from colddiff.inference.generate import folder_of, generate, parse_seeds
+from colddiff.inference.run import Run, _places, run_sampler
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.samplers import ddim, tacos
+from colddiff.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -313,13 +313,13 @@ def test_wrong_arguments(run, seeds, arguments, message):
 def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
     """It needs no data afterwards; other settings are fitted when they are asked for."""
     kept = generator / "prior" / "mixture-1x1-1.npz"
-    train = data.load("digits", "train", size=16, channels=1)
+    train = sources.load("digits", "train", size=16, channels=1)
     with np.load(kept) as arrays:
         assert arrays["means"].item() == pytest.approx(train.mean() / 127.5 - 1, abs=1e-6)
         assert arrays["factors"].item() == pytest.approx(
             np.std(train.mean(axis=(1, 2)) / 127.5), rel=1e-3
         )
-    monkeypatch.setattr("colddiff.data.load", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("colddiff.data.sources.load", lambda *args, **kwargs: 1 / 0)
     run = colddiff.load(generator)
     assert run.prior is run.prior
     monkeypatch.undo()
@@ -346,7 +346,7 @@ def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
 
 def test_a_new_run_fits_its_own_prior(generator, tmp_path, monkeypatch):
     """One that was left behind may be of other images; a run that goes on keeps its own."""
-    monkeypatch.setattr("colddiff.train._load_truth", lambda config: 1 / 0)
+    monkeypatch.setattr("colddiff.training.scoring.load_truth", lambda config: 1 / 0)
     left = tmp_path / "new" / "prior" / "mixture-1x1-1.npz"
     left.parent.mkdir(parents=True)
     np.savez(left, weights=np.ones(1), means=np.full((1, 1, 1, 1), 9.0), factors=np.ones((1, 1, 1)))

@@ -23,11 +23,12 @@ from jax.sharding import PartitionSpec
 from PIL import Image
 from tensorboard_events import read_scalars
 
-from colddiff import checkpoint, inference
-from colddiff.build import build
-from colddiff.devices import create_mesh, shared
-from colddiff.errors import UserError
-from colddiff.state import init_state
+import colddiff
+from colddiff.experiment import checkpoint
+from colddiff.experiment.build import build
+from colddiff.experiment.state import init_state
+from colddiff.runtime.devices import create_mesh, shared
+from colddiff.runtime.errors import UserError
 
 FLAGS = (
     *TINY_FLAGS,
@@ -149,7 +150,7 @@ def test_a_checkpoint_of_two_hosts_goes_on_on_any_devices(one_device, two_hosts,
     assert done.returncode == 0 and "going on from step 25" in done.stderr, done.stderr
     np.testing.assert_allclose(losses(tmp_path)[25:], losses(one_device)[25:], rtol=1e-5)
     t4 = jnp.full(4, 6)
-    runs = [inference.load(w) for w in (tmp_path, one_device)]
+    runs = [colddiff.load(w) for w in (tmp_path, one_device)]
     xT = jax.random.uniform(jax.random.key(0), (4, *runs[0].experiment.image_shape), minval=-1)
     # Not the parameters: Adam takes steps of one size for gradients that are nothing but rounding.
     np.testing.assert_allclose(*(run.restore(run.params, xT, t4) for run in runs), atol=1e-3)

@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict
 from jax.tree_util import Partial
 from test_pth import save_arrays
 
-from colddiff import inception
-from colddiff.errors import UserError
-from colddiff.pth import read_pth
+from colddiff.evaluation import inception
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.pth import read_pth
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 

@@ -10,8 +10,8 @@ import pytest
 from jax.tree_util import Partial
 
 import colddiff
-from colddiff.errors import UserError
-from colddiff.samplers import ddim, image_keys, naive, tacos, times_between
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.samplers import ddim, image_keys, naive, tacos, times_between
 
 # Two programs, or batches of two sizes, round otherwise, and a walk amplifies it; how much depends
 # on the processor.

@@ -8,14 +8,15 @@ import pytest
 import scipy.linalg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from colddiff import data, metrics
-from colddiff.errors import UserError
+from colddiff.data import sources
+from colddiff.evaluation import metrics
+from colddiff.runtime.errors import UserError
 
 
 @pytest.fixture
 def pair():
     """Real images and noisy ones that leave [0, 1]."""
-    x = data.load("digits", "test", size=32, channels=3, limit=4) / np.float32(255)
+    x = sources.load("digits", "test", size=32, channels=3, limit=4) / np.float32(255)
     y = x + np.random.default_rng(0).normal(0, 0.2, x.shape).astype(np.float32)
     return x, y
 

@@ -13,7 +13,6 @@ import pytest
 from clu import parameter_overview
 from scipy import signal, special
 
-from colddiff.errors import UserError
 from colddiff.networks import (
     NETWORKS,
     ConvNeXtUNet,
@@ -23,6 +22,7 @@ from colddiff.networks import (
     resnet_unet,
 )
 from colddiff.networks.layers import sinusoidal_embedding
+from colddiff.runtime.errors import UserError
 
 
 def shapes_of(model, size):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colddiff import data
-from colddiff.errors import UserError
+from colddiff.data import sources
 from colddiff.images import grid, mosaic
-from colddiff.page import Picture, Table, Walk, render
+from colddiff.reporting.page import Picture, Table, Walk, render
+from colddiff.runtime.errors import UserError
 
 EVIL = """</title></style><script>document.title="!"</script><img src=x onerror='a()'> "&amp; §"""
 
@@ -54,7 +54,7 @@ def decoded(source):
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits", "test", size=32, channels=1, limit=8)
+    return sources.load("digits", "test", size=32, channels=1, limit=8)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from colddiff.errors import UserError
-from colddiff.plots import curves
+from colddiff.reporting.plots import curves
+from colddiff.runtime.errors import UserError
 
 TEXTS = {"title": "scores", "x_label": "steps", "y_label": "PSNR (dB)"}
 FIRST, SECOND = "#0072B2", "#D55E00"

@@ -14,10 +14,10 @@ from colddiff.degradations import (
     pixelate,
     split,
 )
-from colddiff.errors import UserError
 from colddiff.images import from_uint8
-from colddiff.priors import Mixture, fit_mixture, gaussian_mixture, pattern
-from colddiff.samplers import image_keys, tacos, times_between
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.priors import Mixture, fit_mixture, gaussian_mixture, pattern
+from colddiff.sampling.samplers import image_keys, tacos, times_between
 
 T, SHAPE = 6, (8, 8, 3)
 BANK = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), np.uint8)

@@ -6,7 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from colddiff.progress import Meter
+from colddiff.runtime.progress import Meter
 
 
 @pytest.fixture

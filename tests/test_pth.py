@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from colddiff.errors import UserError
-from colddiff.pth import read_pth
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.pth import read_pth
 
 
 class Global(NamedTuple):

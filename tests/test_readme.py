@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import CONFIGS, ROOT
 
-from colddiff.build import build
+from colddiff.experiment.build import build
 
 
 def python_block(word):

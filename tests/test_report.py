@@ -9,9 +9,10 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from colddiff import evaluate, report
-from colddiff.build import build, init_params
-from colddiff.metrics import Estimate
+from colddiff.evaluation import evaluate
+from colddiff.evaluation.metrics import Estimate
+from colddiff.experiment.build import build, init_params
+from colddiff.reporting import pictures, report
 
 
 def distance(value, at=None):
@@ -144,12 +145,12 @@ def test_a_picture_of_a_known_walk(experiment):
     """Is the picture without it: the columns are its stages, from xT to x0."""
     params = init_params(experiment, jax.random.key(0))
     images = evaluate.load_test_images(experiment.config, 2)
-    way = evaluate.walk(experiment, params, images, 50)
+    way = pictures.walk(experiment, params, images, 50)
     assert way.times == [6, 5, 4, 3, 2, 1, 0]
-    few = evaluate.walk(experiment, params, images, 6)
+    few = pictures.walk(experiment, params, images, 6)
     assert few.times == [6, 5, 4, 2, 1, 0]
     for i, t in enumerate(few.times):
         np.testing.assert_allclose(few.iterates[i], way.iterates[6 - t], atol=1e-5)
-    pictures = [evaluate.picture(experiment, params, images, w).astype(int) for w in (None, way)]
-    assert pictures[0].shape == pictures[1].shape
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    drawn = [pictures.picture(experiment, params, images, w).astype(int) for w in (None, way)]
+    assert drawn[0].shape == drawn[1].shape
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1

@@ -10,9 +10,9 @@ from jax.tree_util import Partial
 
 from colddiff.degradations import compose, gaussian_blur, gaussian_noise, split
 from colddiff.degradations.schedules import cosine_alpha_bar
-from colddiff.errors import UserError
-from colddiff.priors import pattern
-from colddiff.samplers import (
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.priors import pattern
+from colddiff.sampling.samplers import (
     SAMPLERS,
     check_times,
     ddim,

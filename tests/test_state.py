@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colddiff.state import update_ema
+from colddiff.experiment.state import update_ema
 
 
 def test_ema_is_the_paper_s(config):

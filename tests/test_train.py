@@ -13,15 +13,18 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tensorboard_events import read_events
 
-from colddiff import checkpoint, evaluate, inference
-from colddiff.build import build
-from colddiff.devices import create_mesh
-from colddiff.errors import UserError
-from colddiff.examples import make_example
+import colddiff
+from colddiff.evaluation import evaluate
+from colddiff.experiment import checkpoint
+from colddiff.experiment.build import build
+from colddiff.experiment.state import init_state
 from colddiff.images import to_uint8
-from colddiff.samplers import image_keys
-from colddiff.state import init_state
-from colddiff.train import make_train_step, train
+from colddiff.runtime.devices import create_mesh
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.samplers import image_keys
+from colddiff.training.examples import make_example
+from colddiff.training.loop import train
+from colddiff.training.step import make_train_step
 
 
 def equal(a, b):
@@ -197,7 +200,7 @@ def test_another_run_s_workdir_is_refused_and_untouched(trained):
         "seed: 0 there",
     ):
         assert line in message
-    assert inference.load(trained).step == 8
+    assert colddiff.load(trained).step == 8
 
 
 def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
@@ -297,7 +300,7 @@ def test_train_step_and_sampler_compile_once(tmp_path, compiled):
     config.train.sample_every = 2
     train(config, tmp_path)
     trained_step = compiled.count("train_step")
-    run = inference.load(tmp_path)
+    run = colddiff.load(tmp_path)
     before = compiled.count("run_sampler")
     for seed in range(3):
         run.sample(run.params, jnp.zeros((5, 16, 16, 1)), jax.random.key(seed))
@@ -321,7 +324,7 @@ def test_what_training_leaves_to_look_at(tmp_path):
         pictures = sorted((tmp_path / name).iterdir())
         assert [p.name for p in pictures] == ["0000004.png", "0000008.png"]
         assert np.asarray(Image.open(pictures[0])).std() > 10
-    run = inference.load(tmp_path)
+    run = colddiff.load(tmp_path)
     x0 = to_uint8(run.generate(run.params, range(8)))  # of 3² one batch of evaluation
     shown = np.asarray(Image.open(pictures[1]))
     assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3)
@@ -354,8 +357,8 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
         train(config, tmp_path)
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.all_steps() == [4, 8]
-    assert inference.load(tmp_path, step="best").step == 4
-    last = inference.load(tmp_path)
+    assert colddiff.load(tmp_path, step="best").step == 4
+    last = colddiff.load(tmp_path)
     assert last.step == 8 and [step for step, _ in seen] == [2, 4, 6, 8]
     assert equal(seen[-1][1], last.params)  # the averaged ones
 
@@ -374,7 +377,7 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     evolution = json.loads((tmp_path / "evolution.json").read_text())
     assert list(evolution["scores"]) == ["2", "4", "5"]
     with pytest.raises(UserError, match=r"no checkpoint in .* has the score direct/rmse"):
-        inference.load(tmp_path, step="best")
+        colddiff.load(tmp_path, step="best")
 
 
 @pytest.mark.parametrize(
@@ -396,7 +399,7 @@ def test_a_best_score_must_be_measured(scored, best, message, tmp_path):
 
 def test_a_best_step_must_be_known(trained):
     with pytest.raises(UserError, match=r"was trained without config\.train\.best"):
-        inference.load(trained, step="best")
+        colddiff.load(trained, step="best")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
@@ -406,7 +409,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match=r"diverged at step 1: .*(nan|inf)"):
         train(config, tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint"):
-        inference.load(tmp_path)
+        colddiff.load(tmp_path)
 
 
 def test_as_many_checkpoints_as_wanted_are_kept(tmp_path):

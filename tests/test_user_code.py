@@ -7,12 +7,12 @@ import sys
 import pytest
 from conftest import tiny_config
 
-from colddiff import inference
-from colddiff.build import build
-from colddiff.errors import UserError
-from colddiff.generate import _settings, folder_of
-from colddiff.train import train
-from colddiff.user_code import source_hashes
+import colddiff
+from colddiff.experiment.build import build
+from colddiff.experiment.user_code import source_hashes
+from colddiff.inference.generate import _settings, folder_of
+from colddiff.runtime.errors import UserError
+from colddiff.training.loop import train
 
 HELPER = "def share(t, T):\n    return {factor} * t / T\n"
 MINE = '''"""{words}"""
@@ -82,7 +82,7 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     config.train.num_steps = 3
     assert train(config, workdir)
     began = json.loads((workdir / "source.json").read_text())
-    run = inference.load(workdir)
+    run = colddiff.load(workdir)
     folder, settings = folder_of(run), _settings(run)
     assert "source" not in caplog.text
 
@@ -91,7 +91,7 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     config.train.num_steps = 6
     with pytest.raises(UserError, match=r"(?s)mine\.py: sha256 .* or give --accept_source"):
         train(config, workdir)
-    changed = inference.load(workdir)
+    changed = colddiff.load(workdir)
     assert f"not the one that {workdir} was trained with" in caplog.text
     assert changed.step == 3 and folder_of(changed) != folder
     assert _settings(changed) != settings
@@ -100,4 +100,4 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     assert "going on with another source of the degradation: mine.py" in caplog.text
     assert json.loads((workdir / "source.json").read_text()) != began
     caplog.clear()
-    assert inference.load(workdir).step == 6 and "source" not in caplog.text
+    assert colddiff.load(workdir).step == 6 and "source" not in caplog.text

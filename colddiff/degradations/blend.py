@@ -14,8 +14,8 @@ from jax.tree_util import Partial
 
 from colddiff.degradations.patterns import checks_input, from_pattern, split
 from colddiff.degradations.schedules import cosine_alpha_bar
-from colddiff.errors import UserError, unknown_name
 from colddiff.images import from_uint8
+from colddiff.runtime.errors import UserError, unknown_name
 
 _ALPHA_BARS = {"cosine": cosine_alpha_bar}
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from colddiff.degradations.patterns import checks_input
 from colddiff.degradations.schedules import per_step
 from colddiff.degradations.separable import separable
-from colddiff.errors import UserError, unknown_name
+from colddiff.runtime.errors import UserError, unknown_name
 
 _NUMPY_PADDING = {"circular": "wrap", "reflect": "reflect"}
 

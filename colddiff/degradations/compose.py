@@ -12,7 +12,7 @@ from colddiff.degradations.patterns import (
     num_steps_of,
     split,
 )
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 
 def compose(*degradations: Partial) -> Partial:

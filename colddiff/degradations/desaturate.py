@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from colddiff.degradations.patterns import checks_input
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 
 @checks_input

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from colddiff.degradations.patterns import checks_input, from_pattern
 from colddiff.degradations.schedules import per_step
 from colddiff.degradations.size import ImageSize
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 _RANDOM_COLOR = 0.5  # each channel is uniform on ± this (section 5.3)
 

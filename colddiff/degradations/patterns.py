@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from colddiff.errors import UserError
 from colddiff.images import check_images
+from colddiff.runtime.errors import UserError
 
 Pattern = Any
 Draw = Callable[[jax.Array, tuple[int, int, int]], Pattern]

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from colddiff.degradations.patterns import checks_input
 from colddiff.degradations.separable import separable
-from colddiff.errors import UserError, unknown_name
+from colddiff.runtime.errors import UserError, unknown_name
 
 _HALF_WAY = (-0.09375, 0.59375, 0.59375, -0.09375)  # cubic convolution, a = -0.75, at distance 1/2
 

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 
 def linear(num_steps: int, *, start: float, step: float) -> list[float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 
 @jax.tree_util.register_static

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from colddiff.degradations.blur import gaussian_kernel
 from colddiff.degradations.patterns import checks_input, from_pattern
 from colddiff.degradations.size import ImageSize
-from colddiff.errors import UserError
+from colddiff.runtime.errors import UserError
 
 _MEAN, _STD = 0.55, 0.3  # of the random field
 _ZOOM = 2.5

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from colddiff.errors import UserError
 from colddiff.networks.convolution import Padding, convolve, upsample
 from colddiff.networks.pixels import add, pixel_sum, spread
+from colddiff.runtime.errors import UserError
 
 _KERNEL = nn.initializers.lecun_normal()  # `init_params` draws them anew
 _ZEROS, _ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()

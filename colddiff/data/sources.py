@@ -1,0 +1,469 @@
+"""Images from named sources, and the endless order in which training sees them.
+
+A source is named in the config by a string:
+
+    digits           scikit-learn's 1,797 handwritten digits: needs no file and no network
+    color_digits     the same, every digit in a hue of its own
+    tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
+    folder:PATH      PNG and JPEG files below PATH, in any nesting
+
+Every image comes out as uint8 `[size, size, channels]`: turned upright, laid onto a background
+where it is transparent, its shorter side resized to `size`, the rest cut off evenly. Random
+augmentation is part of the train step, on the device. The order is a function of the seed and the
+step alone, so the step is the data position.
+
+A folder's files come class by class, so subsets of it are taken in the order of a hash of their
+names (`Split.order`). Subsets of the other sources are the first images.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageOps
+
+from colddiff.runtime.errors import UserError, first_line, unknown_name
+from colddiff.runtime.files import file_system_failed, patiently
+
+SPLITS = ("train", "test")
+BLACK = (0, 0, 0)
+_SPLIT_FOLDERS = {  # what folders may call their splits, in any case; the first one found is taken
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_MODES = {1: "L", 3: "RGB"}
+_DIGITS_TRAIN = 1500  # the last 297 digits are the test split
+_FOLDER_TEST_SHARE = 0.1
+_CHUNK = 256  # images decoded at once
+_FORMATS = ("PNG", "JPEG")  # whatever a file is called, no other decoder sees it
+_MOST_PIXELS = 2**26  # of an image file: a small one can claim to be large enough to fill memory
+
+
+class Images(Protocol):
+    """A sequence of uint8 images `[size, size, channels]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> np.ndarray: ...
+
+
+class Records(NamedTuple):
+    """What a source holds.
+
+    Attributes:
+      names: one for each image.
+      open: `open(i)`, image i, not yet decoded.
+      label: `label(i)`, its class, from 0; None where the source has no classes.
+      order: all i, in the order in which subsets take them; None for 0, 1, 2, ...
+    """
+
+    names: Sequence[str]
+    open: Callable[[int], Image.Image]
+    label: Callable[[int], int] | None = None
+    order: Sequence[int] | None = None
+
+
+class Split(NamedTuple):
+    """The images of one split, in memory.
+
+    Attributes:
+      images: uint8 `[N, size, size, channels]`, in the source's order.
+      labels: int32 `[N]`; None where the source has no classes.
+      order: int `[N]`; the subset of n images is `images[order[:n]]`, for every n.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    order: np.ndarray
+
+
+def load(
+    source: str,
+    split: str,
+    *,
+    size: int,
+    channels: int,
+    background: Sequence[int] = BLACK,
+    cache: bool = True,
+    limit: int = 0,
+) -> Images:
+    """Return the images of one split of a source.
+
+    An image that cannot be read is left out, with its name and how many there were in a warning.
+
+    Args:
+      source: see above.
+      split: 'train' or 'test'; for TFDS any split it knows, such as 'train[:1000]'.
+      size: side of every image, in pixels.
+      channels: 1 (gray) or 3 (RGB).
+      background: (R, G, B) in 0..255, what shows through transparent pixels.
+      cache: decode all of them now, into memory; otherwise each one whenever it is asked for,
+        and then the next readable image stands in for an unreadable one.
+      limit: at most so many, chosen in the order of `Split.order`; 0 is all.
+
+    Raises:
+      UserError: no such source, split or folder, or no image in it can be read; or the file system
+        fails, again and again.
+    """
+    if cache:
+        settings = dict(size=size, channels=channels, background=background, limit=limit)
+        return load_split(source, split, **settings).images
+    return _LazyImages(_records(source, split, channels, limit), size, channels, background, limit)
+
+
+def load_split(
+    source: str,
+    split: str,
+    *,
+    size: int,
+    channels: int,
+    background: Sequence[int] = BLACK,
+    limit: int = 0,
+) -> Split:
+    """Return the images that `load` returns, with their classes and the order of subsets."""
+    records = _records(source, split, channels, limit)
+    return _LazyImages(records, size, channels, background, limit).decode_all()
+
+
+def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
+    """What a split is made of: how many files, a hash of their names and, in a folder, sizes."""
+    records = _records(source, split, channels, 0)
+    digest = hashlib.sha256("\n".join(records.names).encode())
+    if source.startswith("folder:"):
+        digest.update(str([os.path.getsize(name) for name in records.names]).encode())
+    return {"files": len(records.names), "sha256": digest.hexdigest()}
+
+
+def load_labelled(
+    source: str,
+    split: str,
+    *,
+    size: int,
+    channels: int,
+    background: Sequence[int] = BLACK,
+    limit: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
+
+    The images are those of `load`. Classes count from 0; a TFDS dataset has them if it has one
+    `ClassLabel` feature.
+
+    Raises:
+      UserError: as `load`; or the source has no classes, or some of its images have none.
+    """
+    records = _records(source, split, channels, limit)
+    if records.label is None:
+        raise UserError(
+            f"{source} has no class labels, which a classifier needs, or several; feature spaces "
+            "that need none: 'pca', 'inception'"
+        )
+    images, labels, _ = _LazyImages(records, size, channels, background, limit).decode_all()
+    if min(labels) < 0:
+        raise UserError(
+            f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, are "
+            "of no class, which a classifier needs; take another split, or the feature space 'pca' "
+            "or 'inception'"
+        )
+    return images, labels
+
+
+def _records(source: str, split: str, channels: int, limit: int) -> Records:
+    """What the source holds, once `source`, `channels` and `limit` are known to be valid."""
+    kind, _, argument = source.partition(":")
+    if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
+        valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
+        raise unknown_name("data source", source, valid)
+    if channels not in _MODES:
+        raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
+    if limit < 0:
+        raise UserError(f"limit={limit} of {source} must be 0, for all, or more")
+    return SOURCES[kind](argument, split)
+
+
+class _LazyImages:
+    """Images decoded when asked for."""
+
+    def __init__(
+        self, records: Records, size: int, channels: int, background: Sequence[int], limit: int
+    ):
+        self._records, self._size, self._channels = records, size, channels
+        self._background = tuple(background)
+        levels = all(isinstance(v, int) and 0 <= v <= 255 for v in self._background)
+        if len(self._background) != 3 or not levels:
+            raise UserError(f"data.background={background!r} must be (R, G, B), each in 0..255")
+        self._length = min(limit or len(records.names), len(records.names))
+        self._limited = limit > 0
+        everything = range(len(records.names))
+        # The first ones are chosen; the others only stand in for unreadable ones.
+        in_order = self._limited and records.order is not None
+        self._candidates = records.order if in_order else everything
+        self._chosen = sorted(self._candidates[: self._length])
+        self._unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        for j in range(len(self._records.names)):
+            image = self._read((self._chosen[i] + j) % len(self._records.names))
+            if image is not None:
+                return image
+        raise self._nothing()
+
+    def decode_all(self) -> Split:
+        """Return the readable ones."""
+        records = self._records
+        images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
+        places, labels = [], []
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(self._candidates), _CHUNK):
+                chunk = self._candidates[start : start + _CHUNK]
+                for i, image in zip(chunk, pool.map(self._read, chunk), strict=True):
+                    if image is not None and len(places) < len(images):
+                        images[len(places)] = image
+                        places.append(i)
+                        if records.label is not None:
+                            labels.append(records.label(i))
+                if len(places) == len(images):
+                    break
+        if not places:
+            raise self._nothing()
+        images = images[: len(places)]
+        labels = None if records.label is None else np.array(labels, np.int32)
+        if records.order is None:
+            return Split(images, labels, np.arange(len(places)))
+        if self._limited:  # they came in that order
+            by_place = np.argsort(places)
+            labels = None if labels is None else labels[by_place]
+            return Split(images[by_place], labels, np.argsort(by_place))
+        rank = np.argsort(records.order)  # the inverse of the permutation
+        return Split(images, labels, np.argsort(rank[places]))
+
+    def _read(self, i: int) -> np.ndarray | None:
+        """Return image i, or None, with a warning the first time, if it is damaged.
+
+        Raises:
+          UserError: the file system fails, again and again.
+        """
+        name = self._records.names[i]
+        try:
+            return patiently(lambda: self._decode(i), name)
+        except Exception as error:  # decoders raise all sorts on damaged files
+            if file_system_failed(error):
+                raise UserError(
+                    f"{name} cannot be read: {first_line(error)}. Nothing is wrong with the image "
+                    "itself; check the disk or the network, then run the same command again"
+                ) from error
+            if i not in self._unreadable:
+                self._unreadable.add(i)
+                logging.warning(
+                    "skipped the unreadable image %s (%d so far): %r",
+                    name,
+                    len(self._unreadable),
+                    error,
+                )
+            return None
+
+    def _decode(self, i: int) -> np.ndarray:
+        image = self._records.open(i)
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
+        return _fit(image, self._size, self._channels, self._background)
+
+    def _nothing(self) -> UserError:
+        names = self._records.names
+        return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
+
+
+def _fit(image: Image.Image, size: int, channels: int, background: tuple[int, ...]) -> np.ndarray:
+    """Return it upright, opaque, the shorter side resized, the middle cut out.
+
+    The result is uint8 `[size, size, channels]`.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(below, image)
+    if image.mode.startswith("I"):  # 16-bit gray, which PIL would clip instead of scale
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    image = ImageOps.fit(image.convert(_MODES[channels]), (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def _digits(argument: str, split: str) -> Records:
+    """8×8 digits (UCI, via scikit-learn), enlarged smoothly."""
+    del argument
+    if split not in SPLITS:
+        raise unknown_name("split of digits", split, SPLITS)
+    start, stop = (0, _DIGITS_TRAIN) if split == "train" else (_DIGITS_TRAIN, None)
+    # The file of sklearn.datasets.load_digits, whose import would take longer than all of this.
+    package = importlib.metadata.distribution("scikit-learn").locate_file("sklearn")
+    rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")[start:stop]
+    pixels = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = rows[:, 64].astype(int).tolist()
+
+    def open_(i: int) -> Image.Image:
+        return Image.fromarray(pixels[i]).resize((64, 64), Image.Resampling.BICUBIC)
+
+    names = [f"digit {start + i}" for i in range(len(pixels))]
+    return Records(names, open_, labels.__getitem__)
+
+
+def _color_digits(argument: str, split: str) -> Records:
+    """The digits, 0 to 9 in ten hues: white ink becomes the hue, black stays black."""
+    gray = _digits(argument, split)
+
+    def open_(i: int) -> Image.Image:
+        hue = Image.new("HSV", (1, 1), (gray.label(i) * 256 // 10, 200, 255)).convert("RGB")
+        return ImageOps.colorize(gray.open(i), "black", hue.getpixel((0, 0)))
+
+    return gray._replace(names=[f"colour {name}" for name in gray.names], open=open_)
+
+
+def _tfds(name: str, split: str) -> Records:
+    """The images of a dataset that TFDS has prepared in a random-access format."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+        message = f"TFDS knows no dataset {name!r}, and none lies in TFDS_DATA_DIR"
+        raise UserError(f"{message} ({first_line(error)})") from error
+    image_keys, label_keys = (
+        [key for key, feature in builder.info.features.items() if isinstance(feature, kind)]
+        for kind in (tfds.features.Image, tfds.features.ClassLabel)
+    )
+    if len(image_keys) != 1:
+        raise UserError(f"tfds:{name} must have one image feature; it has {image_keys or 'none'}")
+    if not builder.data_path.exists():
+        raise UserError(
+            f"tfds:{name} is not prepared at {builder.data_path}. Set TFDS_DATA_DIR to where it is,"
+            " or prepare it once (needs a network, and TensorFlow: pip install tensorflow): "
+            f"tfds build {name} --file_format=array_record"
+        )
+    try:
+        # The bytes as stored: PIL decodes them ten times as fast as TFDS would.
+        rows = builder.as_data_source(split, decoders={image_keys[0]: tfds.decode.SkipDecoding()})
+        names = [f"tfds:{name} {split} #{i}" for i in range(len(rows))]
+    except NotImplementedError as error:
+        raise UserError(
+            f"tfds:{name} at {builder.data_path} is in a format without random access; "
+            f"convert it: tfds convert_format --dataset_dir={builder.data_path} "
+            "--out_file_format=array_record"
+        ) from error
+    except (KeyError, ValueError) as error:
+        raise unknown_name(f"split of tfds:{name}", split, builder.info.splits) from error
+    # An image and its label are of one reading: rows are kept while their chunk is decoded.
+    row = functools.lru_cache(_CHUNK)(rows.__getitem__)
+
+    def open_(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(row(i)[image_keys[0]]), formats=_FORMATS)
+
+    def label(i: int) -> int:
+        return int(row(i)[label_keys[0]])
+
+    return Records(names, open_, label if len(label_keys) == 1 else None)
+
+
+def _folder(path: str, split: str) -> Records:
+    """Return the image files below a folder: of its own split, or of a fixed tenth for test.
+
+    That tenth is chosen by a hash of each file's name: files that come later move no other.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split of a folder", split, SPLITS)
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no folder {root} (the source folder:{path})")
+    own = _own_splits(root)
+    top = own[split] if own else root
+    files = sorted(f for f in _files_below(top, root) if f.suffix.lower() in _SUFFIXES)
+    share = {f: _share(f.relative_to(root)) for f in files}
+    if not own:
+        if len(files) < len(SPLITS):
+            raise UserError(f"{root} holds {len(files)} PNG or JPEG files; at least 2 are needed")
+        first, *_, last = sorted(files, key=share.get)  # neither split is ever empty
+        test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
+        files = [f for f in files if (f in test) == (split == "test")]
+    if not files:
+        raise UserError(f"{top} holds no PNG or JPEG file")
+    order = sorted(range(len(files)), key=lambda i: share[files[i]])
+    return Records(
+        [str(f) for f in files], lambda i: Image.open(files[i], formats=_FORMATS), order=order
+    )
+
+
+def _share(name: Path) -> float:
+    """Return a number in [0, 1) by the hash of a file's name below its source."""
+    digest = hashlib.sha256(name.as_posix().encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
+
+
+def _own_splits(root: Path) -> dict[str, Path]:
+    """Return the folders of both splits if `root` has them by a usual name, else {}.
+
+    Raises:
+      UserError: one split has a folder, and what the folders beside it are cannot be told.
+    """
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    found = {}
+    for split, names in _SPLIT_FOLDERS.items():
+        candidates = [f for name in names for f in folders if f.name.lower() == name]
+        if candidates:
+            found[split] = candidates[0]
+        if len(candidates) > 1 and candidates[0].name.lower() == candidates[1].name.lower():
+            raise UserError(f"{candidates[0]} and {candidates[1].name}: keep one of them")
+    if len(found) == len(SPLITS):
+        return found
+    if found and len(folders) > 1:
+        [split] = found
+        [other] = set(SPLITS) - {split}
+        seen = ", ".join(f.name for f in folders)
+        raise UserError(
+            f"{root} has a folder of its {split} split beside others: {seen}. Call the {other} "
+            f"split one of {', '.join(_SPLIT_FOLDERS[other])}, or name the folder that holds all "
+            "images, which are then split by the hash of their names"
+        )
+    return {}
+
+
+def _files_below(top: Path, root: Path) -> Iterator[Path]:
+    """Yield all files below `top`, those of linked folders too.
+
+    A linked folder that `root` holds anyway, or that holds `root`, is left out with a warning.
+    """
+    seen = {os.path.realpath(top)}
+    base = root.resolve()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, below, names in os.walk(top, followlinks=True, onerror=refuse):
+        for name in list(below):
+            link = Path(folder, name)
+            if not link.is_symlink():
+                continue
+            target = link.resolve()
+            if target.is_relative_to(base) or base.is_relative_to(target) or str(target) in seen:
+                logging.warning("left out the linked folder %s: %s is read already", link, target)
+                below.remove(name)
+            seen.add(str(target))
+        yield from (file for name in names if (file := Path(folder, name)).is_file())
+
+
+SOURCES: dict[str, Callable[[str, str], Records]] = {
+    "digits": _digits,
+    "color_digits": _color_digits,
+    "tfds": _tfds,
+    "folder": _folder,
+}

@@ -1,0 +1,211 @@
+"""Folders of generated images against the data and each other: `--mode=compare`.
+
+One row for each folder that `colddiff.inference.generate` wrote, and for the data's own splits: the
+Fréchet distance to both splits, in the feature spaces of `config.eval.features`, and how much the
+images differ among themselves. One picture shows the same seeds of all folders.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from PIL import Image
+
+from colddiff.evaluation import metrics
+from colddiff.evaluation.features import (
+    Collected,
+    Features,
+    collect,
+    load_split,
+    make_features,
+    of_split,
+)
+from colddiff.images import grid
+from colddiff.runtime.devices import is_first_host
+from colddiff.runtime.errors import UserError, first_line
+from colddiff.runtime.files import (
+    as_json,
+    markdown_table,
+    read_json,
+    save_png,
+    write_json,
+    write_text,
+)
+
+_PAIRS_OF = 512  # images whose distances are averaged
+_PICTURED = 8
+
+
+class Gap(NamedTuple):
+    """Fréchet distances of a set of images to both splits of the data, in one feature space."""
+
+    features: str
+    train: float
+    test: float
+
+
+class Row(NamedTuple):
+    """The measures of one set of images.
+
+    Attributes:
+      gaps: in each of the config's feature spaces.
+      pairwise: mean RMSE between two of the images, of 512 of them, on [0, 1].
+    """
+
+    title: str
+    num_images: int
+    gaps: list[Gap]
+    pairwise: float
+
+
+class Comparison(NamedTuple):
+    """The measures of all folders, with what they depend on.
+
+    Attributes:
+      settings: by title, what the images of a folder were generated with; None if it does not say.
+      picture: of the same seeds in every folder, uint8 `[H, W, 3]`.
+    """
+
+    source: str
+    rows: list[Row]
+    settings: dict[str, Any]
+    picture: np.ndarray
+
+
+def parse_folders(texts: Sequence[str]) -> dict[str, Path]:
+    """Titles and folders of texts 'TITLE=FOLDER'.
+
+    Raises:
+      UserError: a text is no such pair, or a title comes twice.
+    """
+    folders = {}
+    for text in texts:
+        title, equals, path = text.partition("=")
+        own = title and title not in folders and not title.startswith("data")
+        if not (own and equals and path):
+            raise UserError(
+                f"--folder={text!r} must be TITLE=FOLDER, with a title of its own that does not "
+                "begin with 'data'"
+            )
+        folders[title] = Path(path).expanduser()
+    if not folders:
+        raise UserError("--mode=compare needs one or more --folder=TITLE=FOLDER")
+    return folders
+
+
+def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
+    """Measures the images in `folders` against the data of `config`.
+
+    Raises:
+      UserError: a folder without generated images, with images of another size, or without a seed
+        that all others have; or a feature space that cannot be had.
+    """
+    settings = config.data
+    shape = (settings.image_size, settings.image_size, settings.channels)
+    generated = {title: _read(path, shape) for title, path in folders.items()}
+    if len({len(images) for images in generated.values()}) > 1:
+        logging.warning("the folders hold different numbers of images: few images, larger distance")
+    common = sorted(set.intersection(*(set(images) for images in generated.values())))
+    if not common:
+        raise UserError("the folders have no seed in common; generate the same --seeds in each")
+    spaces = [make_features(name, config) for name in config.eval.features]
+    splits = (settings.train_split, settings.test_split)
+    truth = [[of_split(space, config, split) for split in splits] for space in spaces]
+    rows = []
+    for place, name in enumerate(("train", "test")):
+        own = [kept[place] for kept in truth]
+        images = load_split(config, splits[place], limit=_PAIRS_OF).images
+        count = own[0].count if own else len(load_split(config, splits[place]).images)
+        rows.append(_row(f"data, {name} split", count, images, spaces, own, truth))
+    for title, images in generated.items():
+        array = np.stack([*images.values()])
+        own = [collect(space, [array], total=len(array)) for space in spaces]
+        rows.append(_row(title, len(array), array, spaces, own, truth))
+    test = load_split(config, settings.test_split, limit=_PICTURED).images
+    pictured = common[: min(_PICTURED, len(test))]
+    columns = {"data": test[: len(pictured)]}
+    for title, images in generated.items():
+        columns[title] = np.stack([images[seed] for seed in pictured])
+    picture = grid(list(columns.values()), list(columns))
+    made_with = {title: read_json(path / "settings.json") for title, path in folders.items()}
+    return Comparison(settings.source, rows, made_with, picture)
+
+
+def _row(
+    title: str,
+    count: int,
+    images: np.ndarray,
+    spaces: Sequence[Features],
+    own: Sequence[Collected],
+    truth: Sequence[Sequence[Collected]],
+) -> Row:
+    """Of a set with what is kept of it, and of the data's splits, in each space."""
+    gaps = []
+    for space, found, splits in zip(spaces, own, truth, strict=True):
+        distances = [metrics.frechet_distance(found.gaussian, split.gaussian) for split in splits]
+        gaps.append(Gap(space.name, *distances))
+    return Row(title, count, gaps, _pairwise(images[:_PAIRS_OF]))
+
+
+def markdown(comparison: Comparison) -> str:
+    """The rows as a Markdown table under a line that says what they are of."""
+    names = [gap.features for gap in comparison.rows[0].gaps]
+    header = [f"FD to {split}, {name}" for name in names for split in ("train", "test")]
+    cells = [["", "n", *header, "pairwise RMSE"]]
+    for row in comparison.rows:
+        measures = [f"{d:.2f}" for gap in row.gaps for d in (gap.train, gap.test)]
+        cells.append([row.title, str(row.num_images), *measures, f"{row.pairwise:.3f}"])
+    lines = [f"{comparison.source}; FD: Fréchet distance", "", *markdown_table(cells)]
+    return "\n".join(lines) + "\n"
+
+
+def write(comparison: Comparison, workdir: Path) -> Path:
+    """Writes `comparison.json`, `comparison.md` and `comparison.png`; returns their folder."""
+    if not is_first_host():
+        return workdir
+    fields = comparison._asdict()
+    del fields["picture"]
+    write_json(workdir / "comparison.json", as_json(fields))
+    write_text(workdir / "comparison.md", markdown(comparison))
+    save_png(workdir / "comparison.png", comparison.picture)
+    return workdir
+
+
+def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
+    """The images that were generated there, by seed; uint8 of this shape."""
+    paths = sorted(
+        (p for p in folder.glob("*.png") if p.stem.isdecimal()), key=lambda p: int(p.stem)
+    )
+    if len(paths) < 2:
+        raise UserError(f"{folder} holds {len(paths)} generated images; at least 2 are needed")
+    expected = (*shape[:2], "L" if shape[2] == 1 else "RGB")
+    images = {}
+    for path in paths:
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                found = (image.height, image.width, image.mode)
+                if found == expected:  # otherwise it may be too large to decode
+                    images[int(path.stem)] = np.asarray(image).reshape(shape)
+        except Exception as error:  # damaged files raise all sorts
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        if found != expected:
+            raise UserError(f"{path} is of shape {found}; the config's data are {expected}")
+    return images
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    """float32 `[N, H W C]` on [0, 1]."""
+    return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
+
+
+def _pairwise(images: np.ndarray) -> float:
+    """Mean RMSE between two different images."""
+    x = _flat(images).astype(np.float64)
+    squares = np.sum(x**2, axis=1)
+    squared = squares[:, None] + squares[None, :] - 2 * x @ x.T
+    pairs = np.triu_indices(len(x), 1)
+    return float(np.mean(np.sqrt(np.maximum(squared[pairs], 0)))) / math.sqrt(x.shape[1])

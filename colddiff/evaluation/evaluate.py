@@ -1,0 +1,329 @@
+"""How well a restorer inverts its degradation on the test split: scores, and pictures of it.
+
+Rows: Degraded (xT itself), then each sampler's x0 against the truth. Every image is degraded with
+a pattern of its own number, so no score depends on the batch size or the devices. Tables, plots
+and pictures are the business of `colddiff.reporting`.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from colddiff.data import sources
+from colddiff.evaluation import metrics
+from colddiff.evaluation.features import (
+    Collected,
+    Features,
+    check_spaces,
+    collect,
+    load_split,
+    make_features,
+    of_split,
+)
+from colddiff.experiment.build import Experiment, build, make_sampler
+from colddiff.experiment.checks import check_sampler
+from colddiff.images import from_uint8, to_uint8, to_unit
+from colddiff.runtime.compiler import network_jit
+from colddiff.runtime.devices import create_mesh, replicate, split_rows, to_host
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.progress import Meter
+from colddiff.sampling.samplers import image_keys, times_between
+
+_FEWEST = 4  # images that have a kernel distance
+_BATCH = 64  # images whose features are taken between two looks at whether to stop
+
+
+class Way(NamedTuple):
+    """A way to restore: a sampler's name, and how many steps it takes from T to 0."""
+
+    sampler: str
+    steps: int
+
+
+class Distance(NamedTuple):
+    """Between the restored images and the whole test split, in one feature space.
+
+    Attributes:
+      space: a name of `colddiff.evaluation.features.SPACES`.
+      features: the space's full name, to stand beside the numbers.
+      frechet: Fréchet distance; FID is this in the space 'inception-2015-12-05'.
+      kernel: kernel distance (KID), with its standard error; None of fewer than 4 images.
+      frechet_at: of a subset of n restored images, by n.
+    """
+
+    space: str
+    features: str
+    frechet: float
+    kernel: metrics.Estimate | None
+    frechet_at: dict[int, float]
+
+
+class Row(NamedTuple):
+    """The scores of one way to restore.
+
+    Attributes:
+      name: 'degraded', or the sampler's.
+      steps: restorer calls for each image.
+      times: the severities on its way.
+      seconds: for each image, the degradation and, the first time, compilation included.
+    """
+
+    name: str
+    steps: int
+    times: list[int]
+    rmse: float
+    psnr: float
+    ssim: float
+    seconds: float
+    distances: list[Distance]
+
+
+class Report(NamedTuple):
+    """The scores of a run, with all that they depend on.
+
+    Attributes:
+      num_images: of the test split, that were degraded and restored.
+      num_reference: of the test split, all, that distances are to; 0 where there are none.
+      weights: 'EMA', or 'none' where nothing was restored.
+      paper: the paper's (FID, SSIM, RMSE) by row, empty where it has none.
+    """
+
+    source: str
+    split: str
+    num_images: int
+    num_reference: int
+    degradation: str
+    T: int
+    weights: str
+    step: int
+    rows: list[Row]
+    paper: dict[str, list[float]]
+
+
+class Truth(NamedTuple):
+    """What restored images are compared with.
+
+    Attributes:
+      images: of the test split, uint8 `[N, H, W, C]`.
+      order: int `[N]`, in which subsets and distances take them (`sources.Split`).
+      spaces: feature spaces, with what is kept of the whole test split in each.
+    """
+
+    images: np.ndarray
+    order: np.ndarray
+    spaces: list[tuple[Features, Collected]]
+
+
+def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
+    """Return `limit` images of the test split (0: all), uint8 `[N, H, W, C]`."""
+    return load_split(config, config.data.test_split, limit=limit).images
+
+
+def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
+    """Return so many test images, `config.eval.num_images` if None, for `config.eval.features`."""
+    spaces = [make_features(name, config) for name in config.eval.features]
+    kept = [of_split(features, config, config.data.test_split) for features in spaces]
+    count = config.eval.num_images if num_images is None else num_images
+    images, _, order = load_split(config, config.data.test_split, limit=count)
+    return Truth(images, order, list(zip(spaces, kept, strict=True)))
+
+
+def ways_of(
+    experiment: Experiment, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
+) -> list[Way]:
+    """Each sampler with each number of steps; direct takes one.
+
+    Args:
+      samplers: the config's `eval.samplers` if None.
+      steps: the config's if empty.
+
+    Raises:
+      UserError: steps outside 1..T, or a sampler that does not exist or takes other degradations.
+    """
+    ways = []
+    for name in experiment.config.eval.samplers if samplers is None else samplers:
+        check_sampler(make_sampler(experiment.config, name), experiment.degrade)
+        for count in (1,) if name == "direct" else steps or (experiment.steps,):
+            times_between(experiment.T, count)
+            ways.append(Way(name, count))
+    return ways
+
+
+def check_ways(
+    config: ConfigDict, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
+) -> None:
+    """Refuse, without a look at any image, what `evaluate` would refuse after a whole training.
+
+    Raises:
+      UserError: as `ways_of`, or `config.eval.counts` that the test split is too small for.
+    """
+    names = config.eval.samplers if samplers is None else samplers
+    if "ddim" in names or "ddpm" in names:
+        ways_of(build(config), samplers, steps)
+    for name in names:
+        make_sampler(config, name)
+    check_spaces(config.eval.features)
+    for count in steps:
+        times_between(config.degradation.num_steps, count)
+    if config.eval.counts:
+        settings = config.data
+        files = sources.fingerprint(settings.source, settings.test_split, settings.channels)[
+            "files"
+        ]
+        _check_counts(config.eval.counts, min(config.eval.num_images or files, files))
+
+
+def _check_counts(counts: Sequence[int], total: int) -> None:
+    if wrong := [n for n in counts if not 2 <= n <= total]:
+        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
+
+
+def evaluate(
+    experiment: Experiment,
+    params: Any,
+    step: int,
+    *,
+    truth: Truth | None = None,
+    ways: Sequence[Way] | None = None,
+    counts: Sequence[int] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Report:
+    """Scores the degraded images and each way to restore them.
+
+    Args:
+      params: of the restorer; not used if there is no way.
+      step: the training step they are of.
+      truth: `load_truth` of the config if None.
+      ways: `ways_of` the config if None.
+      counts: sizes of subsets to measure Fréchet distances of as well; those of the config if
+        None.
+      between: is called after each batch, as `Stop.check` wants to be.
+
+    Raises:
+      UserError: there are not so many images, or other settings that cannot work.
+    """
+    config = experiment.config
+    truth = load_truth(config) if truth is None else truth
+    counts = config.eval.counts if counts is None else counts
+    _check_counts(counts, len(truth.images))
+    ways = ways_of(experiment) if ways is None else ways
+    experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
+    rows = [_score(experiment, params, truth, way, counts, between) for way in (None, *ways)]
+    return Report(
+        source=config.data.source,
+        split=config.data.test_split,
+        num_images=len(truth.images),
+        num_reference=truth.spaces[0][1].count if truth.spaces else 0,
+        degradation=config.degradation.name,
+        T=experiment.T,
+        weights="EMA" if ways else "none",
+        step=step,
+        rows=rows,
+        paper={name: list(scores) for name, scores in config.paper.items()},
+    )
+
+
+def _score(
+    experiment: Experiment,
+    params: Any,
+    truth: Truth,
+    way: Way | None,
+    counts: Sequence[int],
+    between: Callable[[], None],
+) -> Row:
+    """One row: the images degraded to T, restored, compared with themselves; None: not restored."""
+    config, mesh, T = experiment.config, create_mesh(), experiment.T
+    # Every device takes as many images as the next; none of it shows in the scores.
+    batch_size = min(config.eval.batch_size, len(truth.images))
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    name = "degraded" if way is None else way.sampler
+    times = np.array([T]) if way is None else times_between(T, way.steps)
+    sampler = Partial(_keep_degraded) if way is None else make_sampler(config, name)
+    images = truth.images
+    mse, ssim, restored = [], [], []
+    firsts = range(0, len(images), batch_size)
+    began = time.monotonic()
+    with Meter(f"{name} {len(times) - 1}", total=len(firsts), images_per_step=batch_size) as meter:
+        for first in firsts:
+            batch = images[first : first + batch_size]
+            count = len(batch)
+            # The last batch is filled up, so that one program serves all.
+            batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
+            *scores, x0_hat = _score_batch(
+                sampler,
+                experiment.restore,
+                experiment.network_input,
+                experiment.degrade,
+                params,
+                split_rows(batch, mesh),
+                jax.random.key(config.seed),
+                first,
+                times,
+            )
+            for scored, values in zip((mse, ssim), to_host(scores), strict=True):
+                scored.extend(values[:count].tolist())
+            if truth.spaces:
+                restored.append(to_uint8(to_host(x0_hat))[:count])
+            meter.advance()
+            between()
+        meter.note()
+    seconds = (time.monotonic() - began) / len(images)
+    distances = []
+    if truth.spaces:
+        restored = np.concatenate(restored)[truth.order]
+        distances = [_distance(*space, restored, counts, between) for space in truth.spaces]
+    mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
+    scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
+    return Row(name, len(times) - 1, times.tolist(), *scores)
+
+
+def _distance(
+    features: Features,
+    reference: Collected,
+    images: np.ndarray,
+    counts: Sequence[int],
+    between: Callable[[], None],
+) -> Distance:
+    """Return the distances between restored images, in the order of subsets, and the reference."""
+
+    def each():
+        for first in range(0, len(images), _BATCH):
+            yield images[first : first + _BATCH]
+            between()
+
+    total = len(images)
+    found = collect(features, each(), total=total, counts=counts)
+    at = {
+        n: metrics.frechet_distance(moments.gaussian, reference.gaussian)
+        for n, moments in found.moments.items()
+    }
+    few = min(len(found.first), len(reference.first)) < _FEWEST
+    # Image i was made from image i of the split.
+    kernel = None if few else metrics.kernel_distance(found.first, reference.first, paired=True)
+    return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
+
+
+@functools.partial(network_jit, static_argnums=(1, 2))
+def _score_batch(sampler, restore, network_input, degrade, params, images, key, first, times):
+    """Mean squared error and SSIM of each image, `[B]` both, and x0_hat."""
+    x0 = from_uint8(images)
+    keys = image_keys(key, first, len(images))
+    xT = network_input(jax.vmap(degrade, (0, None, 0))(x0, times[0], keys))
+    x0_hat = sampler(restore, degrade, params, xT, keys, times)
+    truth, found = to_unit(x0), to_unit(x0_hat)
+    small = min(images.shape[1:3]) < metrics.SSIM_WINDOW
+    ssim = jnp.full(len(images), jnp.nan) if small else metrics.ssim(truth, found)
+    return metrics.mean_squared_error(truth, found), ssim, x0_hat
+
+
+def _keep_degraded(restore, degrade, params, xT, keys, times):
+    """The sampler of the Degraded row: xT itself."""
+    return xT

@@ -1,0 +1,284 @@
+"""Feature spaces in which sets of images are compared, and what is kept of a set.
+
+    pixels       all pixels, on [0, 1]
+    pca          32 principal components of the training split's pixels
+    classifier   a small classifier's, trained here on the training split (`classifier.py`)
+    inception    FID's network (`inception.py`)
+
+A distance means nothing without the space it was measured in, so a space's `name` stands beside
+every number. The distances themselves are in `colddiff.evaluation.metrics`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from colddiff.data import sources
+from colddiff.evaluation import classifier, inception, metrics
+from colddiff.runtime.compiler import network_jit
+from colddiff.runtime.devices import all_hosts, create_mesh, replicate, split_rows, to_host
+from colddiff.runtime.errors import UserError, first_line, unknown_name
+from colddiff.runtime.files import whole
+from colddiff.runtime.progress import Meter
+
+_COMPONENTS = 32
+_PCA_IMAGES = 10_000  # of the training split
+_EXACT = 4096  # pixels times channels, up to which a covariance of them is computed
+_KEPT = 10_000  # features for a kernel distance
+_CHUNK = 16  # images that a device takes at a time: so rounding is the same whatever the batch
+_BATCH = 1024  # images copied at a time
+_VERSION = 1  # of the files in the cache
+
+
+class Features(NamedTuple):
+    """A feature space.
+
+    Attributes:
+      space: its name in `SPACES`.
+      name: what stands beside every number, such as 'pca-32 of digits 32²×1'.
+      identity: all that the features depend on, in JSON's types.
+      extract: `extract(images) -> [B, D]` float32, of uint8 `[B, H, W, C]`; a Partial, for `jit`.
+    """
+
+    space: str
+    name: str
+    identity: dict[str, Any]
+    extract: Partial
+
+
+class Collected(NamedTuple):
+    """What is kept of a set of images in a feature space.
+
+    Attributes:
+      moments: of the first n images, by n; of all images last.
+      first: the features of the first 10,000 images, `[., D]` float32.
+    """
+
+    moments: dict[int, metrics.Moments]
+    first: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """How many images there were."""
+        return max(self.moments)
+
+    @property
+    def gaussian(self) -> metrics.Gaussian:
+        """Of all of them."""
+        return self.moments[self.count].gaussian
+
+
+def cache_folder() -> Path:
+    """Where statistics and weights are kept: $COLDDIFF_CACHE, or ~/.cache/colddiff."""
+    return Path(os.environ.get("COLDDIFF_CACHE") or "~/.cache/colddiff").expanduser()
+
+
+def make_features(name: str, config: ConfigDict) -> Features:
+    """The feature space of that name for the images of a config.
+
+    Raises:
+      UserError: no such space; or the data have no labels, or weights are missing.
+    """
+    check_spaces([name])
+    return SPACES[name](config)
+
+
+def check_spaces(names: Iterable[str]) -> None:
+    """Refuse names of feature spaces that do not exist.
+
+    Raises:
+      UserError: lists those that do.
+    """
+    for name in names:
+        if name not in SPACES:
+            raise unknown_name("feature space", name, SPACES)
+
+
+def collect(
+    features: Features, batches: Iterable[np.ndarray], *, total: int, counts: Sequence[int] = ()
+) -> Collected:
+    """Streams images, uint8 `[., H, W, C]` in batches of any size, through the features.
+
+    On all devices; no image is dropped. Neither the batches nor the devices change the features,
+    and the sums are in float64.
+
+    Args:
+      total: the number of images, for the progress line.
+      counts: of how many of the first images to keep the moments as well.
+    """
+    mesh = create_mesh()
+    size = _CHUNK * mesh.size
+    extract = replicate(features.extract, mesh)
+    found, all_moments, first = {}, None, []
+    with Meter(features.name, total=-(-total // size), images_per_step=size) as meter:
+        for chunk in _chunks(batches, size):
+            filled = np.pad(chunk, ((0, size - len(chunk)), *[(0, 0)] * 3))
+            values = to_host(_extract(extract, split_rows(filled, mesh)))[: len(chunk)]
+            if not np.isfinite(values).all():
+                raise UserError(f"the features {features.name} of an image are not finite")
+            done = 0 if all_moments is None else all_moments.count
+            if done < _KEPT:
+                first.append(values[: _KEPT - done])
+            ends = [n - done for n in sorted(set(counts)) if done < n < done + len(values)]
+            for part in np.split(values, ends):
+                own = metrics.moments(part)
+                all_moments = own if all_moments is None else metrics.merge(all_moments, own)
+                if all_moments.count in counts:
+                    found[all_moments.count] = all_moments
+            meter.advance()
+        meter.note()
+    if all_moments is None:
+        raise UserError("there are no images to take features of")
+    return Collected(found | {all_moments.count: all_moments}, np.concatenate(first))
+
+
+def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
+    """What is kept of a split of the config's data; from the cache if it was collected before.
+
+    The images are taken in the order of `Split.order`. The file's name is a hash of all that it
+    depends on, the pixels included, and it says so inside.
+    """
+    images, _, order = load_split(config, split)
+    source = config.data.source
+    identity = {
+        "version": _VERSION,
+        "source": source,
+        "split": split,
+        "images": list(images.shape),
+        "pixels": hashlib.sha256(images).hexdigest(),
+        "features": features.identity,
+    }
+    if np.any(np.diff(order) < 0):
+        identity["order"] = hashlib.sha256(order.astype(np.int64)).hexdigest()
+    text = json.dumps(identity, sort_keys=True)
+    name = f"statistics-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    path = cache_folder() / name
+    if not all_hosts(path.exists()):
+        batches = (images[order[i : i + _BATCH]] for i in range(0, len(order), _BATCH))
+        found = collect(features, batches, total=len(images))
+        moments = found.moments[found.count]
+        with whole(path) as file:
+            np.savez(file, identity=text, first=found.first, **moments._asdict())
+        logging.info("statistics of %s, split %s: %s", source, split, path)
+    try:
+        with np.load(path) as arrays:
+            moments = metrics.Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
+            found = Collected({moments.count: moments}, arrays["first"])
+            said = str(arrays["identity"])
+    except Exception as error:  # damaged archives raise all sorts
+        raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
+    if said != text:
+        raise UserError(f"{path} is of {said}, not of {text}; delete it")
+    return found
+
+
+def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> sources.Split:
+    """Return a split of the config's data, or a subset of `limit` images."""
+    settings = config.data
+    return sources.load_split(
+        settings.source,
+        split,
+        size=settings.image_size,
+        channels=settings.channels,
+        background=settings.get("background", sources.BLACK),
+        limit=limit,
+    )
+
+
+@network_jit
+def _extract(extract: Partial, images: jax.Array) -> jax.Array:
+    return extract(images)
+
+
+def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images in the same order, `size` at a time, and the rest."""
+    waiting = None
+    for batch in batches:
+        waiting = batch if waiting is None else np.concatenate([waiting, batch])
+        full = len(waiting) - len(waiting) % size
+        for start in range(0, full, size):
+            yield waiting[start : start + size]
+        waiting = waiting[full:]
+    if waiting is not None and len(waiting):
+        yield waiting
+
+
+def _pixels(config: ConfigDict) -> Features:
+    settings = config.data
+    if settings.image_size**2 * settings.channels > _EXACT:
+        raise UserError(
+            f"the feature space 'pixels' is for images of at most {_EXACT} numbers; these have "
+            f"{settings.image_size}² × {settings.channels}. Use 'pca'"
+        )
+    identity = {"space": "pixels"}
+    return Features("pixels", "pixels", identity, Partial(_flat))
+
+
+def _pca(config: ConfigDict) -> Features:
+    from sklearn.decomposition import PCA
+
+    images = load_split(config, config.data.train_split, limit=_PCA_IMAGES).images
+    exact = images[0].size <= _EXACT
+    dtype = np.float64 if exact else np.float32
+    flat = np.divide(images.reshape(len(images), -1), 255, dtype=dtype)
+    solver = "covariance_eigh" if exact else "randomized"
+    pca = PCA(min(_COMPONENTS, *flat.shape), svd_solver=solver, random_state=0).fit(flat)
+    mean, axes = (np.asarray(x, np.float32) for x in (pca.mean_, pca.components_.T))
+    identity = {"space": "pca", "axes": hashlib.sha256(mean.tobytes() + axes.tobytes()).hexdigest()}
+    name = f"pca-{pca.n_components_} of {_origin(config)}"
+    return Features("pca", name, identity, Partial(_project, jnp.asarray(mean), jnp.asarray(axes)))
+
+
+def _origin(config: ConfigDict) -> str:
+    """What a space was fitted to: 'digits 32²×1'."""
+    settings = config.data
+    split = "" if settings.train_split == "train" else f" {settings.train_split}"
+    return f"{settings.source}{split} {settings.image_size}²×{settings.channels}"
+
+
+def _flat(images: jax.Array) -> jax.Array:
+    return images.reshape(len(images), -1).astype(jnp.float32) / 255
+
+
+def _project(mean: jax.Array, axes: jax.Array, images: jax.Array) -> jax.Array:
+    centred = _flat(images) - mean[None]
+    return jnp.dot(centred, axes, precision=jax.lax.Precision.HIGHEST)
+
+
+def _classifier(config: ConfigDict) -> Features:
+    settings = config.data
+    found = classifier.load(
+        settings.source,
+        train_split=settings.train_split,
+        test_split=settings.test_split,
+        size=settings.image_size,
+        channels=settings.channels,
+        background=settings.get("background", sources.BLACK),
+        folder=cache_folder(),
+    )
+    name = f"classifier of {_origin(config)}"
+    return Features("classifier", name, found.identity, Partial(classifier.features, found.params))
+
+
+def _inception(config: ConfigDict) -> Features:
+    params = inception.load(cache_folder())
+    extract = Partial(inception.features, params)
+    return Features("inception", inception.NAME, inception.IDENTITY, extract)
+
+
+SPACES = {
+    "pixels": _pixels,
+    "pca": _pca,
+    "classifier": _classifier,
+    "inception": _inception,
+}

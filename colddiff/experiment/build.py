@@ -1,0 +1,281 @@
+"""From a config to the functions it names: degradation, restorer, optimiser, sampler.
+
+Tables of names, and the checks that a config can work. Nothing is trained or written here, and
+nothing read but what a degradation is made of: a bank of images, or the file with its function.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from colddiff import networks
+from colddiff.data import sources
+from colddiff.degradations import (
+    DEGRADATIONS,
+    SCHEDULES,
+    Degrade,
+    as_partial,
+    checked,
+    compose,
+)
+from colddiff.experiment.checks import (
+    check_degradation,
+    check_nothing_is_left,
+    check_numbers,
+    check_sampler,
+    named,
+    warn_of_other_ends,
+)
+from colddiff.experiment.user_code import load_function
+from colddiff.images import truncate_to_8_bit
+from colddiff.runtime.devices import create_mesh, split_rows
+from colddiff.runtime.errors import UserError
+from colddiff.sampling.priors import (
+    Mixture,
+    Prior,
+    check_size,
+    gaussian_mixture,
+    pattern,
+)
+from colddiff.sampling.samplers import SAMPLERS, Restore, Sampler, times_between
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Experiment(NamedTuple):
+    """What a config stands for.
+
+    Attributes:
+      config: the config itself.
+      degrade: `D(x0, t, key) -> xt` for one image; a Partial, to be passed through `jit`.
+      model: the restorer's Linen module.
+      restore: `R(params, xt, t) -> x0_hat` for a batch.
+      network_input: what the network is shown of degraded images: with `data.eight_bit` they are
+        cut to 8 bits. Meant for what D gives, and for xT; never for later iterates of a sampler.
+      optimizer: the optax transformation.
+      T: the largest severity.
+    """
+
+    config: ConfigDict
+    degrade: Degrade
+    model: nn.Module
+    restore: Restore
+    network_input: Callable[[jax.Array], jax.Array]
+    optimizer: optax.GradientTransformation
+    T: int
+
+    @property
+    def steps(self) -> int:
+        """How many steps the config's sampler takes; its 0 means T."""
+        return self.config.sampler.steps or self.T
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        settings = self.config.data
+        return settings.image_size, settings.image_size, settings.channels
+
+
+def build(config: ConfigDict) -> Experiment:
+    """The experiment of a config.
+
+    Raises:
+      UserError: a name that does not exist, or settings that cannot work together.
+    """
+    check_numbers(config)
+    model = _make("model", config.model, networks.NETWORKS, channels=config.data.channels)
+    experiment = Experiment(
+        config=config,
+        degrade=_unchanged,
+        model=model,
+        restore=lambda params, xt, t: model.apply({"params": params}, xt, t),
+        network_input=truncate_to_8_bit if config.data.eight_bit else _unchanged,
+        optimizer=_optimizer(config.train),
+        T=config.degradation.num_steps,
+    )
+    chosen = [make_sampler(config, name) for name in (config.sampler.name, *config.eval.samplers)]
+    times_between(experiment.T, experiment.steps)  # refuses wrong ones
+    jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
+    make_prior(experiment, _no_mixture)  # refuses wrong settings
+    # At last, for it may take minutes to read a bank of images.
+    degrade = _degradation(config.degradation.to_dict(), config.data)
+    for way in chosen:
+        check_sampler(way, degrade)
+    experiment = experiment._replace(degrade=degrade)
+    at_T = (config.degradation.name, degrade, experiment.T, experiment.image_shape)
+    if config.prior.name == "pattern":
+        check_nothing_is_left(*at_T)
+    if config.prior.name == "gaussian_mixture":
+        warn_of_other_ends(*at_T, config.prior.size)
+    return experiment
+
+
+def init_params(experiment: Experiment, key: jax.Array) -> Any:
+    """The restorer's initial parameters."""
+    return _init_params(experiment.model, experiment.image_shape, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once, though build and others ask
+def _init_params(model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Any:
+    images = jnp.zeros((1, *image_shape))
+    return networks.init_params(model, key, images, jnp.zeros(1, jnp.int32))
+
+
+def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
+    """The sampler of that name, or the config's; `config.sampler` may hold more of its arguments.
+
+    Raises:
+      UserError: no such sampler, or it takes no such argument.
+    """
+    settings = config.sampler.to_dict()
+    own, _ = settings.pop("name"), settings.pop("steps")
+    function = named(SAMPLERS, "sampler", own if name is None else name)
+    if name is not None and name != own:
+        return Partial(function)
+    known = inspect.signature(function).parameters.values()
+    takes = [p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if unknown := set(settings) - set(takes):
+        raise UserError(
+            f"config.sampler has {', '.join(sorted(unknown))}; beside name and steps, {own} takes "
+            f"{', '.join(takes) or 'nothing'}"
+        )
+    return Partial(function, **settings)
+
+
+def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Prior | None:
+    """The prior that `config.prior` names; None for 'none'.
+
+    Args:
+      mixture_of: `mixture_of(size=..., components=...)`, a mixture fitted to the training images.
+
+    Raises:
+      UserError: no such prior, or settings that cannot work.
+    """
+
+    def of_pattern(*, noise_std: float) -> Prior:
+        T, shape = experiment.T, experiment.image_shape
+        return pattern(experiment.degrade, T=T, shape=shape, noise_std=noise_std)
+
+    def of_mixture(*, size: int, components: int, noise_std: float) -> Prior:
+        image_size = experiment.config.data.image_size
+        check_size(size, image_size)
+        if components < 1:
+            raise UserError(f"config.prior.components={components} must be 1 or more")
+        mixture = mixture_of(size=size, components=components)
+        return gaussian_mixture(mixture, image_size=image_size, noise_std=noise_std)
+
+    priors = {"none": lambda: None, "pattern": of_pattern, "gaussian_mixture": of_mixture}
+    return _make("prior", experiment.config.prior, priors)
+
+
+def _no_mixture(*, size: int, components: int) -> Mixture:
+    """The shape of a fitted one of one channel, to check settings with."""
+    D = size * size
+    return Mixture(
+        np.ones(components), np.zeros((components, size, size, 1)), np.zeros((components, D, D))
+    )
+
+
+def _unchanged(xt: jax.Array) -> jax.Array:
+    return xt
+
+
+def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degrade:
+    """The degradation of a config's `degradation`, for images as its `data` says."""
+    settings = dict(settings)
+    name, num_steps = settings.pop("name", None), settings["num_steps"]
+    own = isinstance(name, str) and ":" in name
+    factory = load_function(name) if own else named(DEGRADATIONS, "degradation", name)
+    if factory is compose:
+        return _call("degradation", _composed, data_settings, **settings)
+    if "image_size" in settings:
+        raise UserError("config.degradation.image_size cannot be set; data.image_size is used")
+    for field, value in settings.items():
+        if isinstance(value, dict) and "schedule" in value:
+            settings[field] = _schedule(field, value, num_steps)
+    if "bank" in settings:
+        bank = _mapping("degradation.bank", settings["bank"])
+        settings |= _call("degradation.bank", _load_bank, data_settings, **bank)
+    if "image_size" in inspect.signature(factory).parameters:
+        settings["image_size"] = data_settings.image_size
+    degrade = _call("degradation", factory, **settings)
+    if not callable(degrade):
+        raise UserError(f"the degradation {name} must return a function; it returned {degrade!r}")
+    shape = (data_settings.image_size, data_settings.image_size, data_settings.channels)
+    check_degradation(name, as_partial(degrade), shape)
+    return checked(degrade, num_steps)
+
+
+def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]) -> Degrade:
+    """`compose` of `parts`, each the settings of a degradation but for `num_steps`."""
+    degradations = []
+    for part in parts:
+        part = _mapping("degradation.parts' members", part)
+        if "num_steps" in part:
+            raise UserError(f"a part of compose has its num_steps={num_steps}; leave out {part}'s")
+        degradations.append(_degradation({**part, "num_steps": num_steps}, data_settings))
+    return compose(*degradations)
+
+
+def _load_bank(
+    data_settings: ConfigDict, *, source: str, split: str, limit: int, sharded: bool
+) -> dict[str, Any]:
+    """The arguments `bank` and `bank_size` of `animorph`."""
+    size, channels = data_settings.image_size, data_settings.channels
+    background = data_settings.get("background", sources.BLACK)
+    shape = dict(size=size, channels=channels, background=background)
+    bank = sources.load(source, split, limit=limit, **shape)
+    return {"bank": split_rows(bank, create_mesh()) if sharded else bank, "bank_size": len(bank)}
+
+
+def _schedule(name: str, settings: Mapping[str, Any], num_steps: int) -> list[float]:
+    """A list of T numbers from `dict(schedule=NAME, ...)`."""
+    settings = dict(settings)
+    function = named(SCHEDULES, f"schedule of degradation.{name}", settings.pop("schedule"))
+    return _call(f"degradation.{name}", function, num_steps, **settings)
+
+
+def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
+    """Adam and the like at the config's learning rate."""
+    schedules = {
+        "constant": lambda: optax.constant_schedule(train.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, train.num_steps),
+    }
+    schedule = named(schedules, "train.lr_schedule", train.lr_schedule)()
+    return named({"adam": optax.adam}, "train.optimizer", train.optimizer)(schedule)
+
+
+def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) -> Any:
+    """`table[settings.name](the other settings)`."""
+    # A saved config has lists for tuples; modules must be hashable.
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()} | more
+    factory = named(table, what, settings.pop("name"))
+    if "dtype" in settings:
+        settings["dtype"] = named(_DTYPES, f"{what}.dtype", settings["dtype"])
+    return _call(what, factory, **settings)
+
+
+def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
+    """`function(*args, **settings)`; settings that it does not take are the user's error."""
+    try:
+        inspect.signature(function).bind(*args, **settings)
+    except TypeError as error:
+        takes = list(inspect.signature(function).parameters)[len(args) :]
+        raise UserError(f"config.{what}: {error}; it takes {', '.join(takes)}") from error
+    return function(*args, **settings)
+
+
+def _mapping(what: str, value: Any) -> dict[str, Any]:
+    """`value` as a dict, or the user's error."""
+    if not isinstance(value, Mapping | ConfigDict):
+        raise UserError(f"config.{what} must be dict(...); got {value!r}")
+    return dict(value)

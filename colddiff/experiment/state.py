@@ -1,0 +1,62 @@
+"""The training state and its EMA: a copy on each device, or shared among some (FSDP).
+
+Saving is `colddiff.experiment.checkpoint`, computing is `colddiff.train`.
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from colddiff.experiment.build import Experiment, init_params
+from colddiff.runtime.devices import shared
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes in training.
+
+    Attributes:
+      step: optimiser steps done, int32 scalar. All randomness of a step is folded from it.
+      params: of the restorer.
+      ema_params: their moving average, which samples.
+      opt_state: of optax.
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+
+
+def init_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """The state before the first step, made in place on the devices."""
+    init = functools.partial(_initial, experiment)
+    return jax.jit(init, out_shardings=state_shardings(experiment, mesh))()
+
+
+def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
+    """Where each array of the state lies."""
+    return shared(jax.eval_shape(functools.partial(_initial, experiment)), mesh)
+
+
+def _initial(experiment: Experiment) -> TrainState:
+    params = init_params(experiment, jax.random.key(experiment.config.seed))
+    # A copy: donated buffers must not be shared.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.int32(0), params, ema_params, experiment.optimizer.init(params))
+
+
+def update_ema(ema_params: Any, params: Any, step: jax.Array, train: ConfigDict) -> Any:
+    """The average after `step` steps (paper, appendix A: decay .995 every 10 steps).
+
+    Before `train.ema_start` it is a plain copy.
+    """
+    rate = jnp.where(step % train.ema_every == 0, 1 - train.ema_decay, 0.0)
+    rate = jnp.where(step < train.ema_start, 1.0, rate)
+    return optax.incremental_update(params, ema_params, rate)

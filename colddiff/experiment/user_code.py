@@ -1,0 +1,110 @@
+"""A user's own function, which a config names as FILE.py:FUNCTION, and hashes of its source.
+
+Where it is called lives elsewhere; so does what becomes of a run whose function has changed.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from colddiff.runtime.errors import UserError
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Return the function that 'FILE.py:FUNCTION' names.
+
+    Raises:
+      UserError: there is no such file or function, or the file cannot be loaded.
+    """
+    path, function = _parts(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"degradation.name={name!r} must be FILE.py:FUNCTION; there is no Python file "
+            f"{path.absolute()}"
+        )
+    spec = importlib.util.spec_from_file_location(f"colddiff_own_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path.absolute()} cannot be loaded: {reason}") from error
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{path.absolute()} has no function {function!r} (degradation.name={name})")
+    logging.info("degradation: %s of %s", function, path.absolute())
+    return getattr(module, function)
+
+
+def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
+    """Return SHA-256 hashes of the source of a degradation's own functions, those of parts too.
+
+    By file name, as seen from the folder of FILE.py: the file itself, and what it imports from that
+    folder. A module's docstring, comments between its functions and `get_config` do not count: they
+    do not change what the function does. {} where no function is the user's own.
+
+    Args:
+      degradation: the config's `degradation`, after its functions were loaded.
+    """
+    hashes = {}
+    for name in _own_names(degradation):
+        path, _ = _parts(name)
+        folder = path.resolve().parent
+        for file in sorted(_imported(path.resolve(), folder)):
+            key = file.relative_to(folder).as_posix()
+            hashes[key] = hashlib.sha256(_code(file).encode()).hexdigest()
+    return hashes
+
+
+def _parts(name: str) -> tuple[Path, str]:
+    place, _, function = name.rpartition(":")
+    return Path(place).expanduser(), function
+
+
+def _own_names(degradation: Mapping[str, Any]) -> Iterator[str]:
+    if ":" in str(degradation.get("name", "")):
+        yield degradation["name"]
+    for part in degradation.get("parts", ()):
+        yield from _own_names(part)
+
+
+def _imported(path: Path, folder: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
+    """Return the file and the loaded modules below `folder` that it imports, directly or not."""
+    found = {path}
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = getattr(sys.modules.get(name), "__file__", None)
+            file = file and Path(file).resolve()
+            if file and file not in seen | found and _is_the_users(file, folder):
+                found |= _imported(file, folder, seen | found)
+    return found
+
+
+def _is_the_users(file: Path, folder: Path) -> bool:
+    """Return whether a module is the user's: below `folder`, neither installed nor colddiff's."""
+    installed = "site-packages" in file.parts or file.is_relative_to(Path(__file__).parent)
+    return file.suffix == ".py" and file.is_relative_to(folder) and not installed
+
+
+def _code(path: Path) -> str:
+    """Return the source without what does not change a function of it."""
+    text = path.read_text()
+    lines, kept = text.splitlines(), []
+    for place, node in enumerate(ast.parse(text).body):
+        is_docstring = place == 0 and isinstance(node, ast.Expr)
+        if is_docstring or getattr(node, "name", "") == "get_config":
+            continue
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        kept += lines[first - 1 : node.end_lineno]
+    return "\n".join(kept)

@@ -1,0 +1,170 @@
+"""Images from nothing, one PNG file for each seed (paper, section 5): `--mode=generate`.
+
+    FOLDER/000042.png    the image of seed 42, whatever the batch size and the devices
+    FOLDER/grid.png      the first images, side by side
+    FOLDER/process.gif   how the first of them came about, from t = T to 0
+    FOLDER/settings.json what they all depend on
+
+Seeds whose file exists are not generated again, so an interrupted command goes on. How good the
+images are is the business of `colddiff.evaluation.compare`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from colddiff.experiment import checkpoint
+from colddiff.experiment.build import make_sampler
+from colddiff.experiment.user_code import source_hashes
+from colddiff.images import mosaic, to_uint8
+from colddiff.inference.run import LARGEST_SEED, Run
+from colddiff.runtime.devices import create_mesh, from_first_host, is_first_host, to_host
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import read_json, save_gif, save_png, write_json
+from colddiff.runtime.progress import Meter
+from colddiff.sampling.samplers import marks_of, times_between
+
+_IN_GRID, _IN_GIF, _FRAMES = 64, 16, 50
+_MOST_SEEDS = 10_000_000  # of one command
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The integers of a text such as '0-9999' or '3,7,20-29', ends included, in its order.
+
+    Raises:
+      UserError: the text is no such list, or names a seed twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise UserError(f"--seeds={text!r} must be like 0-9999 or 3,7,20-29; got {part!r}")
+        if int(last) > LARGEST_SEED:
+            raise UserError(f"--seeds={text!r}: {last} is above the largest seed, {LARGEST_SEED}")
+        more = range(int(first), int(last) + 1)
+        if len(seeds) + len(more) > _MOST_SEEDS:
+            raise UserError(f"--seeds={text!r} names more than {_MOST_SEEDS} seeds; take fewer")
+        seeds.extend(more)
+    _check_unique(seeds)
+    return seeds
+
+
+def folder_of(run: Run) -> Path:
+    """Where a run's images go unless told otherwise: one folder for each set of settings."""
+    digest = hashlib.sha256(json.dumps(_settings(run), sort_keys=True).encode()).hexdigest()
+    name = f"{run.step:07d}-{run.config.sampler.name}-{run.experiment.steps}-{digest[:6]}"
+    return run.workdir / "generated" / name
+
+
+def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
+    """Writes the missing images of `seeds` to `folder`, then the pictures of all of them.
+
+    Raises:
+      UserError: the folder holds images of other settings, the run has no prior, a seed comes
+        twice, or an image is not finite.
+    """
+    _check_unique(seeds)
+    _claim(folder, _settings(run))
+    at_once = run.config.eval.chunk * create_mesh().size
+    there = from_first_host(np.array([_path(folder, seed).exists() for seed in seeds]))
+    missing = [seed for seed, done in zip(seeds, there, strict=True) if not done]
+    batch_size = -(-run.config.eval.batch_size // at_once) * at_once
+    batch_size = min(batch_size, max(1, len(missing)))
+    if len(missing) < len(seeds):
+        logging.info("%d of %d images are there already", len(seeds) - len(missing), len(seeds))
+    firsts = range(0, len(missing), batch_size)
+    with (
+        Meter("generate", total=len(firsts), images_per_step=batch_size) as meter,
+        ThreadPoolExecutor() as pool,
+    ):
+        for first in firsts:
+            batch = missing[first : first + batch_size]
+            x0 = to_host(run.generate(run.params, batch))
+            bad = [s for s, image in zip(batch, x0, strict=True) if not np.isfinite(image).all()]
+            if bad:
+                raise UserError(
+                    f"the images of seeds {bad} are not finite; nothing of them is kept"
+                )
+            if is_first_host():
+                paths = [_path(folder, seed) for seed in batch]
+                list(pool.map(save_png, paths, to_uint8(x0)))
+            meter.advance()
+            meter.note()
+    _pictures(run, seeds, folder)
+
+
+def _path(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.png"
+
+
+def _check_unique(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) < len(seeds):
+        twice = next(seed for seed, count in Counter(seeds).items() if count > 1)
+        raise UserError(f"seed {twice} comes twice; name every seed once")
+
+
+def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
+    """`grid.png` and `process.gif` of the first seeds."""
+    times = times_between(run.T, run.experiment.steps)
+    marks = marks_of(make_sampler(run.config), times, _FRAMES)
+    iterates = to_host(run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)[1])
+    if not is_first_host():
+        return
+    images = [np.asarray(Image.open(_path(folder, seed))) for seed in seeds[:_IN_GRID]]
+    shape = run.experiment.image_shape
+    save_png(folder / "grid.png", mosaic(np.stack(images).reshape(-1, *shape)))
+    frames = [mosaic(x, caption=f"t = {t}") for x, t in zip(iterates, marks, strict=True)]
+    save_gif(folder / "process.gif", frames)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What an image depends on besides its seed, in JSON's types."""
+    config = checkpoint.as_json(run.config)
+    settings = {name: config[name] for name in ("degradation", "prior", "sampler")} | {
+        "steps": run.experiment.steps,
+        "chunk": run.config.eval.chunk,
+        "weights": {"step": run.step, "sha256": _digest(run.params)},
+        # What settings do not tell: the fitted mixture, the images of a bank, a function's version.
+        "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},
+    }
+    if source := source_hashes(run.config.degradation):
+        settings["source"] = source
+    return settings
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of all arrays of a pytree."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(to_host(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Says in the folder what its images are of; refuses one that says something else."""
+    path = folder / "settings.json"
+    found = read_json(path)
+    if found is not None:
+        names = sorted(n for n in found | settings if found.get(n) != settings.get(n))
+        if names:
+            tell = [f"{n}: {found.get(n)} there, {settings.get(n)} here" for n in names]
+            differences = "\n  ".join(tell)
+            raise UserError(
+                f"{folder} holds images of other settings:\n  {differences}\n"
+                "Give another folder with --output, or delete that one"
+            )
+        return
+    if next(folder.glob("*.png"), None):
+        raise UserError(f"{folder} holds images of unknown settings; give another with --output")
+    if is_first_host():
+        write_json(path, settings)

@@ -1,0 +1,418 @@
+"""A trained run, for notebooks: `run = colddiff.load(workdir)`, `run.sample(run.params, xT)`.
+
+And what a run keeps beside its checkpoints: its prior, in `WORKDIR/prior`.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from colddiff.data import sources
+from colddiff.degradations import Degrade, as_partial
+from colddiff.experiment import checkpoint
+from colddiff.experiment.build import (
+    Experiment,
+    build,
+    check_sampler,
+    init_params,
+    make_prior,
+    make_sampler,
+)
+from colddiff.images import check_images
+from colddiff.runtime.compiler import network_jit
+from colddiff.runtime.devices import create_mesh, place, replicate, replicated, shared, split_axis
+from colddiff.runtime.errors import UserError, first_line
+from colddiff.runtime.files import read_json, whole
+from colddiff.runtime.progress import Meter
+from colddiff.sampling.priors import Mixture, Prior, fit_mixture
+from colddiff.sampling.samplers import (
+    Restore,
+    Result,
+    Sampler,
+    Times,
+    check_times,
+    image_keys,
+    marks_of,
+    times_between,
+)
+
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained restorer with its degradation.
+
+    Attributes:
+      experiment: what its config stands for.
+      params: the averaged (EMA) parameters.
+      step: the training step that they are of.
+      workdir: where the run lives.
+    """
+
+    experiment: Experiment
+    params: Any
+    step: int
+    workdir: Path
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config it was trained with."""
+        return self.experiment.config
+
+    @property
+    def T(self) -> int:
+        """The largest severity."""
+        return self.experiment.T
+
+    @property
+    def degrade(self) -> Degrade:
+        """`D(x0, t, key) -> xt` for one image `[H, W, C]`; `jax.vmap` it for a batch."""
+        return self.experiment.degrade
+
+    @property
+    def restore(self) -> Restore:
+        """`R(params, xt, t) -> x0_hat` for a batch."""
+        return self.experiment.restore
+
+    @functools.cached_property
+    def prior(self) -> Prior | None:
+        """`prior(key) -> xT` for one image `[H, W, C]` (`sampling.priors`); None for 'none'.
+
+        Raises:
+          UserError: as `load_prior`.
+        """
+        return load_prior(self.experiment, self.workdir)
+
+    def sample(
+        self,
+        params: Any,
+        xT: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        times: Times | None = None,
+        iterates_at: Times | None = None,
+    ) -> Result:
+        """x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
+
+        More images than `config.eval.batch_size` are sampled in parts of that size by one program,
+        so that the network never takes more at once. Fewer have a program of their own.
+
+        Args:
+          params: of the restorer, such as `run.params`.
+          xT: images degraded with severity T, or with the first of `times`. With
+            `config.data.eight_bit`, the sampler is shown them cut to 8 bits, as in training.
+          key: of the degradation's random patterns, image i's is `fold_in(key, i)`; key 0 if None.
+            For patterns that xT was made with, degrade with `image_keys(key, 0, B)`.
+          sampler: a name of `sampling.samplers.SAMPLERS`, or a function of that kind, such as
+            `Partial(ddim, eta=0.5)`; None for the config's.
+          steps: evenly spread over T; None for the config's.
+          times: instead of `steps`, decreasing integers down to 0.
+          iterates_at: some of the times; if given, the result is `(x0, iterates)`, `iterates`
+            `[len(iterates_at), B, H, W, C]`.
+
+        Raises:
+          UserError: another shape or type, values that are not finite or far outside [-1, 1], an
+            unknown sampler, or steps or times outside 0..T.
+        """
+        if np.ndim(xT) != 4 or xT.shape[1:] != self.experiment.image_shape:
+            shape = ("B", *self.experiment.image_shape)
+            raise UserError(f"xT must be of shape {shape}; got {np.shape(xT)}")
+        check_images(xT, "xT")
+        times = self._times(steps, times, iterates_at)
+        keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
+        xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
+        # All devices share the work where they can share it evenly.
+        mesh = create_mesh()
+        most = -(-self.config.eval.batch_size // mesh.size) * mesh.size
+        size = min(len(xT), most)
+        sharding = replicated(mesh) if size % mesh.size else split_axis(mesh, 0)
+        parts = [(xT, keys)]
+        if size < len(xT):
+            # The last part is filled up with copies of the last image.
+            places = np.pad(np.arange(len(xT)), (0, -len(xT) % size), mode="edge")
+            parts = [(xT[part], keys[part]) for part in places.reshape(-1, size)]
+        found = [self._walk(params, *part, sampler, times, iterates_at, sharding) for part in parts]
+        return _taken(found, np.arange(len(xT)))
+
+    def generate(
+        self,
+        params: Any,
+        seeds: Sequence[int] | np.ndarray,
+        *,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        times: Times | None = None,
+        iterates_at: Times | None = None,
+    ) -> Result:
+        """x0 from nothing, `[B, H, W, C]`; image i depends on `seeds[i]` alone.
+
+        Its key, `jax.random.key(seeds[i])`, draws xT from the prior and is its degradation's. xT is
+        not cut to 8 bits: what breaks a constant image's symmetry is finer.
+
+        Sampling from a near-constant xT amplifies rounding, which depends on the batch size and, on
+        some processors, on an image's place in the batch. So each device always takes
+        `config.eval.chunk` images, and a seed has the same place in every chunk (`_places`).
+
+        Args:
+          seeds: B integers, each in 0..2³²-1.
+          params, sampler, steps, times, iterates_at: as for `sample`; `times` begin at T.
+
+        Raises:
+          UserError: the config has no prior, or arguments that cannot work.
+        """
+        if self.prior is None:
+            raise UserError(
+                "config.prior.name is 'none': there is no xT to generate from. Use a config that "
+                "has a prior, such as configs/generate_blur_digits.py"
+            )
+        seeds = np.asarray(seeds)
+        whole = seeds.ndim == 1 and np.issubdtype(seeds.dtype, np.integer)
+        if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > LARGEST_SEED:
+            raise UserError(f"seeds must be integers in 0..{LARGEST_SEED}; got {seeds}")
+        times = self._times(steps, times, iterates_at)
+        if times[0] != self.T:
+            raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
+        mesh, count = create_mesh(), self.config.eval.chunk
+        places = _places(seeds, count)
+        chunks = 1 + places.max() // count
+        sharding = replicated(mesh)  # a single chunk is computed by every device
+        if chunks > 1:
+            sharding, chunks = split_axis(mesh, 0), -(-chunks // mesh.size) * mesh.size
+            count *= mesh.size
+        filled = np.zeros(chunks * self.config.eval.chunk, np.uint32)
+        filled[places] = seeds
+        parts = []
+        for part in filled.reshape(-1, count):
+            xT, keys = _draw(self.prior, place(part, sharding))
+            parts.append(self._walk(params, xT, keys, sampler, times, iterates_at, sharding))
+        return _taken(parts, places)
+
+    def _times(
+        self, steps: int | None, times: Times | None, iterates_at: Times | None
+    ) -> np.ndarray:
+        """The times of `steps`, of `times`, or of the config; checked."""
+        if times is None:
+            times = times_between(self.T, self.experiment.steps if steps is None else steps)
+        elif steps is not None:
+            raise UserError(f"give steps={steps} or times={times}, not both")
+        check_times(times, iterates_at)
+        if times[0] > self.T:
+            raise UserError(f"times must begin at T={self.T} or below; got {times}")
+        return np.asarray(times, np.int32)
+
+    def _walk(
+        self,
+        params: Any,
+        xT: jax.Array,
+        keys: jax.Array,
+        sampler: str | Sampler | None,
+        times: np.ndarray,
+        iterates_at: Times | None,
+        sharding: jax.sharding.Sharding,
+    ) -> Result:
+        """The sampler's result, of images that lie as `sharding` says."""
+        named = sampler is None or isinstance(sampler, str)
+        function = make_sampler(self.config, sampler) if named else as_partial(sampler)
+        check_sampler(function, self.degrade)
+        if iterates_at is not None:
+            has = marks_of(function, times, len(times))
+            if not np.isin(iterates_at, has).all():
+                raise UserError(
+                    f"iterates_at={iterates_at}: this sampler has iterates at {has} only"
+                )
+        xT, keys = place((xT, keys), sharding)
+        marks = None if iterates_at is None else np.asarray(iterates_at, np.int32)
+        return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)
+
+
+def _places(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Return where each seed lies in a row of chunks of `count` images, int `[B]`.
+
+    Within its chunk that is `seed % count`. The k-th seed of one remainder goes to chunk k, so
+    contiguous seeds fill their chunks.
+    """
+    remainders = seeds.astype(np.int64) % count
+    order = np.argsort(remainders, kind="stable")
+    chunk = np.empty(len(seeds), np.int64)
+    chunk[order] = np.arange(len(seeds)) - np.searchsorted(remainders[order], remainders[order])
+    return chunk * count + remainders
+
+
+def _taken(parts: Sequence[Result], places: np.ndarray) -> Result:
+    """Return the images that lie at `places` of the joined parts, with their iterates if any."""
+    if not isinstance(parts[0], tuple):
+        return jnp.concatenate(parts)[places]
+    x0, iterates = zip(*parts, strict=True)
+    return jnp.concatenate(x0)[places], jnp.concatenate(iterates, 1)[:, places]
+
+
+@jax.jit
+def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """xT `[B, H, W, C]` and the keys `[B]` of these seeds."""
+    keys = jax.vmap(jax.random.key)(seeds)
+    return jax.vmap(prior)(keys), keys
+
+
+# The loop compiles once for each sampler, number of images and number of steps.
+@functools.partial(network_jit, static_argnums=1)
+def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=None):
+    """`sampler(restore, ...)`, jitted, of a sampler that is a Partial; see `sampling.samplers`."""
+    return sampler(restore, degrade, params, xT, keys, times, iterates_at)
+
+
+def load(
+    workdir: str | Path, *, step: int | str | None = None, config: ConfigDict | None = None
+) -> Run:
+    """The run in `workdir`.
+
+    Args:
+      step: of which checkpoint; None for the last, 'best' for the best by its `train.best`.
+      config: to use instead of the saved one; model and degradation must be the same.
+
+    Raises:
+      UserError: `workdir` holds no such checkpoint, or one of another run. Nothing ever goes on
+        with untrained weights.
+    """
+    workdir = Path(workdir)
+    nothing = UserError(
+        f"{workdir} holds no checkpoint; train there first, or name another workdir"
+    )
+    if not (workdir / "checkpoints").is_dir():
+        raise nothing
+    with checkpoint.open_manager(workdir) as manager:
+        steps = manager.all_steps()
+        if not steps:
+            raise nothing
+        if step == "best":
+            step = _best_step(workdir, checkpoint.restore_config(manager, max(steps)))
+        if step is not None and step not in steps:
+            raise UserError(
+                f"{workdir} has no checkpoint of step {step}; there are {sorted(steps)}"
+            )
+        step = max(steps) if step is None else step
+        saved = checkpoint.restore_config(manager, step)
+        if config is not None:
+            checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
+        experiment = build(saved if config is None else config)
+        if changes := checkpoint.source_changes(workdir, experiment.config):
+            logging.warning(
+                "the source of the degradation is not the one that %s was trained with:\n  %s",
+                workdir,
+                "\n  ".join(changes),
+            )
+        shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
+        mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
+        experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
+        like = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shared(shapes, mesh),
+        )
+        params = checkpoint.restore_ema(manager, like, step)
+    return Run(experiment, params, step, workdir)
+
+
+def _best_step(workdir: Path, config: ConfigDict) -> int:
+    """Of the checkpoints there, by the score that the run kept its best one by."""
+    score = config.train.get("best", "")
+    if not score:
+        raise UserError(f"{workdir} was trained without config.train.best: it knows no best step")
+    with checkpoint.open_manager(workdir, best=score) as manager:
+        step = manager.best_step()
+        known = step is not None and score in (manager.metrics(step) or {})
+    if not known:
+        raise UserError(f"no checkpoint in {workdir} has the score {score}")
+    return step
+
+
+def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
+    """The prior that the experiment's config names; None for 'none'.
+
+    A mixture is fitted to the training split the first time it is needed, and kept in
+    `workdir/prior`. Its file names the images, as `workdir/data.json` does; when those of the run
+    are others, it is fitted anew.
+
+    Raises:
+      UserError: the training split cannot be read, or what was kept cannot or is of other images.
+    """
+    settings = experiment.config.data
+
+    def mixture_of(*, size: int, components: int) -> Mixture:
+        path = _mixture_path(workdir, size, components)
+        images = json.dumps(read_json(workdir / "data.json"), sort_keys=True)
+        if path.exists() and images != "null" and _fitted_to(path) not in (images, ""):
+            logging.warning("%s was fitted to other images: fitting it anew", path)
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            logging.info("fitting the prior to %s, split %s", settings.source, settings.train_split)
+            mixture = _fit_mixture(experiment.config, size, components)
+            with whole(path) as file:
+                np.savez(file, images=images, **mixture._asdict())
+        try:
+            with np.load(path) as arrays:
+                mixture = Mixture(*(arrays[name] for name in Mixture._fields))
+        except Exception as error:  # damaged archives raise all sorts
+            raise UserError(
+                f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
+            ) from error
+        expected = (components, size, size, settings.channels)
+        if mixture.means.shape != expected:
+            found = mixture.means.shape
+            raise UserError(f"{path} has means {found}, not {expected}; delete it to fit it again")
+        return mixture
+
+    prior = make_prior(experiment, mixture_of)
+    return None if prior is None else replicate(prior, create_mesh())
+
+
+def _fitted_to(path: Path) -> str:
+    """Return what a prior's file says of its images; "" if it says nothing or cannot be read."""
+    try:
+        with np.load(path) as arrays:
+            return str(arrays["images"])
+    except Exception:  # what is wrong is told where the arrays are read
+        return ""
+
+
+def forget_priors(workdir: Path) -> None:
+    """Delete what `load_prior` kept: a new run fits its own."""
+    for path in (workdir / "prior").glob(_mixture_path(workdir, "*", "*").name):
+        logging.info("deleting %s, of an earlier run", path)
+        path.unlink()
+
+
+def _mixture_path(workdir: Path, size: int | str, components: int | str) -> Path:
+    return workdir / "prior" / f"mixture-{size}x{size}-{components}.npz"
+
+
+def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:
+    """Of the training split's images, one after the other: they need not fit into memory."""
+    settings = config.data
+    images = sources.load(
+        settings.source,
+        settings.train_split,
+        size=settings.image_size,
+        channels=settings.channels,
+        background=settings.get("background", sources.BLACK),
+        cache=False,
+    )
+    with Meter("prior", total=len(images), images_per_step=1) as meter:
+
+        def each():
+            for i in range(len(images)):
+                yield images[i]
+                meter.advance()
+
+        return fit_mixture(each(), size=size, components=components, seed=config.seed)

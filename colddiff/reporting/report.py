@@ -1,0 +1,238 @@
+"""Scores as tables, plots and pages: Markdown, JSON, and one HTML file with its pictures inside.
+
+`WORKDIR/evaluation/STEP/report.*` of one run, `study.*` of one run with several numbers of steps,
+and a table of several runs. What the numbers are is said in `colddiff.evaluation.evaluate`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from colddiff.evaluation.evaluate import Report, Row, load_test_images
+from colddiff.experiment.build import Experiment
+from colddiff.images import mosaic
+from colddiff.reporting import page, plots
+from colddiff.reporting.pictures import picture, walk
+from colddiff.runtime.devices import is_first_host
+from colddiff.runtime.files import (
+    as_json,
+    markdown_table,
+    read_json,
+    save_png,
+    write_json,
+    write_text,
+)
+
+TITLES = {
+    "degraded": "Degraded (xT)",
+    "direct": "Direct",
+    "naive": "Naive (Algorithm 1)",
+    "tacos": "Sampled (tacos, Algorithm 2)",
+    "ddim": "Estimated noise (DDIM)",
+    "ddpm": "Estimated noise (DDPM)",
+}
+_FRAMES = 50  # of the walk that the page's slider shows
+_NOTHING = "–"
+
+
+def headline(report: Report) -> str:
+    """What a report is of, in one line."""
+    reference = f", distances to all {report.num_reference}" if report.num_reference else ""
+    return (
+        f"{report.source}, split {report.split}, n = {report.num_images}{reference}, "
+        f"{report.degradation}, T = {report.T}, weights {report.weights} of step {report.step}"
+    )
+
+
+def table(reports: Mapping[str, Report]) -> page.Table:
+    """One table of several reports by title, in the paper's layout, with the paper's scores beside.
+
+    Titles of runs are shown if there is more than one.
+    """
+    spaces = list(
+        dict.fromkeys(d.features for r in reports.values() for row in r.rows for d in row.distances)
+    )
+    counts: dict[str, list[int]] = {space: [] for space in spaces}
+    for distance in (d for r in reports.values() for row in r.rows for d in row.distances):
+        known = counts[distance.features]
+        known[:] = sorted({*known, *distance.frechet_at})
+    papers = any(report.paper for report in reports.values())
+    several = len(reports) > 1
+    header = ["", "steps"]
+    for space in spaces:
+        header += [f"FD, {space}", f"KD, {space}"]
+        header += [f"FD at n = {n}, {space}" for n in counts[space]]
+    header += ["SSIM", "RMSE", "PSNR (dB)", "ms / image"]
+    header += ["paper: FID", "SSIM", "RMSE"] if papers else []
+    rows = []
+    for title, report in reports.items():
+        for row in report.rows:
+            name = f"{title}: {TITLES[row.name]}" if several else TITLES[row.name]
+            cells = [name, str(row.steps), *_distances(row, spaces, counts)]
+            cells += [_number(row.ssim, 4), _number(row.rmse, 4), _number(row.psnr, 2)]
+            cells.append(_number(1000 * row.seconds, 1))
+            if papers:
+                theirs = row.name in ("degraded", "direct") or row.steps == report.T
+                said = report.paper.get(row.name) if theirs else None
+                said = said or [None] * 3
+                cells += [_number(said[0], 2), _number(said[1], 3), _number(said[2], 3)]
+            rows.append(cells)
+    # Of one run it is the page's own subtitle.
+    note = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
+    return page.Table("Scores", header, rows, note)
+
+
+def _distances(row: Row, spaces: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[str]:
+    """The cells of a row's distances in each space."""
+    own, cells = {d.features: d for d in row.distances}, []
+    for space in spaces:
+        if space not in own:
+            cells += [_NOTHING] * (2 + len(counts[space]))
+            continue
+        found = own[space]
+        kernel = _NOTHING
+        if found.kernel is not None:
+            kernel = f"{found.kernel.value:.3g} ± {found.kernel.error:.1g}"
+        cells += [_number(found.frechet, 2), kernel]
+        cells += [_number(found.frechet_at.get(n), 2) for n in counts[space]]
+    return cells
+
+
+def _number(value: float | None, digits: int) -> str:
+    """With so many digits; a score that does not exist, or is infinite, is a dash."""
+    exists = value is not None and math.isfinite(value)
+    return f"{value:.{digits}f}" if exists else _NOTHING
+
+
+def markdown(reports: Mapping[str, Report]) -> str:
+    """The table of several reports by title, under lines that say what they are of."""
+    found = table(reports)
+    several = len(reports) > 1
+    heads = [f"{t}: {headline(r)}" if several else headline(r) for t, r in reports.items()]
+    return "\n".join([*heads, "", *markdown_table([found.header, *found.rows])]) + "\n"
+
+
+def scores_of(report: Report) -> dict[str, float]:
+    """The scores of the restored rows by 'SAMPLER/SCORE': rmse, psnr, ssim, fd/SPACE, kd/SPACE.
+
+    What is no finite number is left out.
+    """
+    scores = {}
+    for row in report.rows[1:]:
+        found = {"rmse": row.rmse, "psnr": row.psnr, "ssim": row.ssim}
+        for distance in row.distances:
+            found[f"fd/{distance.space}"] = distance.frechet
+            if distance.kernel is not None:
+                found[f"kd/{distance.space}"] = distance.kernel.value
+        scores |= {f"{row.name}/{name}": v for name, v in found.items() if math.isfinite(v)}
+    return scores
+
+
+def study_plots(report: Report) -> dict[str, np.ndarray]:
+    """Quality against the number of steps, a curve for each sampler; a picture for each score."""
+    kinds = {"RMSE": lambda row: row.rmse, "SSIM": lambda row: row.ssim}
+    for place, distance in enumerate(report.rows[0].distances):
+        kinds[f"FD, {distance.features}"] = lambda row, i=place: row.distances[i].frechet
+    found = {}
+    for kind, of in kinds.items():
+        series: dict[str, list[tuple[float, float]]] = {}
+        for row in report.rows[1:]:
+            series.setdefault(TITLES[row.name], []).append((row.steps, of(row)))
+        if any(math.isfinite(y) for points in series.values() for _, y in points):
+            found[kind] = plots.curves(
+                series,
+                title=f"{kind} against steps: {report.source}, {report.degradation}",
+                x_label="steps",
+                y_label=kind,
+                log_x=True,
+            )
+    return found
+
+
+def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Scores at the checkpoints of training, a curve for each sampler; a picture for each score.
+
+    Args:
+      evolution: as `colddiff.train` keeps it: `{"num_images": n, "scores": {step: scores_of(.)}}`.
+    """
+    by_kind: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for step, scores in evolution.get("scores", {}).items():
+        for name, value in scores.items():
+            sampler, _, kind = name.partition("/")
+            series = by_kind.setdefault(kind, {})
+            series.setdefault(TITLES[sampler], []).append((int(step), value))
+    title = f"{{}} of the first {evolution.get('num_images')} test images"
+    return {
+        kind: plots.curves(
+            series,
+            title=title.format(_name(kind)),
+            x_label="training step",
+            y_label=_name(kind),
+        )
+        for kind, series in by_kind.items()
+    }
+
+
+def _name(kind: str) -> str:
+    """As people write it: 'RMSE', 'FD pca'."""
+    score, _, space = kind.partition("/")
+    return f"{score.upper()} {space}".strip()
+
+
+def write(
+    report: Report, experiment: Experiment, params: Any, workdir: Path, *, name: str = "report"
+) -> Path:
+    """Writes NAME.json, NAME.md and NAME.html; and samples.png, if anything was restored.
+
+    Of several hosts all must call it, and the first writes.
+
+    Args:
+      name: begins with 'report', or with 'study' for one with plots over the number of steps.
+
+    Returns:
+      Their folder, `workdir/evaluation/STEP`.
+    """
+    folder = workdir / "evaluation" / f"{report.step:07d}"
+    reports = {workdir.name: report}
+    sections, pictures = [table(reports)], {}
+    if name.startswith("study"):
+        for kind, plot in study_plots(report).items():
+            pictures[f"{name}-{file_name(kind)}.png"] = plot
+            sections.append(page.Picture(kind, plot))
+    if len(report.rows) > 1:
+        images = load_test_images(experiment.config, experiment.config.eval.pictures)
+        way = walk(experiment, params, images, _FRAMES)
+        pictures["samples.png"] = samples = picture(experiment, params, images, way)
+        title = f"From xT to x0: {TITLES[experiment.config.sampler.name]}"
+        sections.append(page.Walk(title, way.times, [mosaic(x) for x in way.iterates]))
+        sections.append(page.Picture("Restored images", samples))
+    if not is_first_host():
+        return folder
+    evolution = read_json(workdir / "evolution.json")
+    if evolution is not None:
+        for kind, plot in evolution_plots(evolution).items():
+            sections.append(page.Picture(f"{_name(kind)} in training", plot))
+    for file, image in pictures.items():
+        save_png(folder / file, image)
+    write_json(folder / f"{name}.json", as_json(report))
+    write_text(folder / f"{name}.md", markdown(reports))
+    text = page.render(workdir.name, sections, subtitle=headline(report))
+    write_text(folder / f"{name}.html", text)
+    return folder
+
+
+def write_table(reports: Mapping[str, Report], folder: Path) -> None:
+    """Writes table.json, table.md and table.html of several runs by title."""
+    if not is_first_host():
+        return
+    write_json(folder / "table.json", as_json(dict(reports)))
+    write_text(folder / "table.md", markdown(reports))
+    write_text(folder / "table.html", page.render("Scores", [table(reports)]))
+
+
+def file_name(text: str) -> str:
+    """A file's name of a text: letters and digits stay."""
+    return "".join(c if c.isalnum() else "_" for c in text.lower())

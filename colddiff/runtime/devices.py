@@ -1,0 +1,203 @@
+"""Where arrays lie: one mesh over all devices of all hosts, the shardings on it, and the hosts.
+
+The same code serves one device, many, and many hosts. Every host runs the same program on the same
+global arrays; values that a host brings along are either the same on all of them (`replicate`) or
+its part of a batch (`to_mesh`). What is split and what is copied is decided by callers.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from colddiff.runtime.errors import UserError, first_line
+
+_AXES = ("data", "fsdp")
+
+
+def join_hosts(
+    coordinator: str | None = None, num_hosts: int | None = None, host: int | None = None
+) -> None:
+    """Makes this process one of several, by `jax.distributed`; before anything else uses JAX.
+
+    Args:
+      coordinator: ADDRESS:PORT where host 0 listens; None leaves all three to the environment of
+        SLURM, Open MPI, GKE or a TPU pod.
+      num_hosts, host: how many processes there are, and which of them this one is.
+
+    Raises:
+      UserError: the others do not answer, or nothing in the environment says where they are.
+    """
+    # JAX's own would swallow SIGTERM; see `colddiff.runtime.stop`.
+    jax.config.update("jax_enable_preemption_service", False)
+    detection = None if coordinator is None else "deactivate"
+    try:
+        jax.distributed.initialize(coordinator, num_hosts, host, cluster_detection_method=detection)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot join the other hosts: {first_line(error)}. Without SLURM, Open MPI, GKE or a "
+            "TPU pod give --coordinator=ADDRESS:PORT, --num_hosts and --host"
+        ) from error
+    if not is_first_host():
+        logging.set_verbosity(logging.WARNING)
+    logging.info("%d hosts, %d devices", jax.process_count(), jax.device_count())
+
+
+def among_hosts() -> bool:
+    """Whether SLURM's srun or Open MPI's mpirun started this process as one of several."""
+    counts = (os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    return any(count.isdecimal() and int(count) > 1 for count in counts)
+
+
+def is_first_host() -> bool:
+    """Of the one that writes logs, pictures and tables."""
+    return jax.process_index() == 0
+
+
+def all_hosts(yes: bool) -> bool:
+    """Whether all hosts say yes; each of them must ask."""
+    if jax.process_count() == 1:
+        return yes
+    return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
+
+
+def check_shared(folder: Path) -> None:
+    """Refuses a folder that not all hosts see; each of them must ask.
+
+    Raises:
+      UserError: it is not the same folder for all.
+    """
+    if jax.process_count() == 1:
+        return
+    token = folder / f"hosts-{from_first_host(np.array(time.time_ns() % 2**31, np.int32))}"
+    if is_first_host():
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    all_hosts(True)  # wait for it
+    seen = all_hosts(token.exists())
+    if is_first_host():
+        token.unlink()
+    if not seen:
+        raise UserError(f"{folder} is not the same for all hosts: give one that all of them share")
+
+
+def from_first_host(value: np.ndarray) -> np.ndarray:
+    """The first host's value, on every host; each of them must ask, with one of that shape."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def create_mesh(fsdp: int = 1) -> Mesh:
+    """Return all devices, host by host, as 'data' × 'fsdp': `fsdp` of them share one state.
+
+    Raises:
+      UserError: the devices cannot be divided so.
+    """
+    count = jax.device_count()
+    if fsdp < 1 or count % fsdp:
+        fit = [n for n in range(1, count + 1) if count % n == 0]
+        raise UserError(f"config.mesh.fsdp={fsdp} must divide the {count} devices: one of {fit}")
+    # Host by host, so that each host's rows of a batch lie together (`host_rows`): jax.make_mesh
+    # may order the devices of a TPU otherwise.
+    devices = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
+    return Mesh(devices.reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_axis(mesh: Mesh, axis: int) -> NamedSharding:
+    """That axis of an array split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXES))
+
+
+def shared(tree: Any, mesh: Mesh) -> Any:
+    """For each array of a state, the sharding that splits its largest axis over 'fsdp' devices.
+
+    Of those axes that they can share evenly; an array without one is copied.
+    """
+    count = mesh.shape["fsdp"]
+
+    def sharding(leaf):
+        sizes = {axis: size for axis, size in enumerate(leaf.shape) if size % count == 0}
+        if count == 1 or not sizes:
+            return replicated(mesh)
+        largest = max(sizes, key=sizes.get)
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+    return jax.tree.map(sharding, tree)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree with a copy of each leaf on every device; one that is split over them stays so."""
+    copy, devices = replicated(mesh), set(mesh.devices.flat)
+
+    def there(leaf):
+        on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        return on_mesh and leaf.sharding.device_set == devices
+
+    return jax.tree.map(lambda leaf: leaf if there(leaf) else place(leaf, copy), tree)
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """The tree with every leaf, which all hosts have whole, laid onto the devices like that."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place_one(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # of all hosts already
+            return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place_one(jax.random.key_data(leaf)))
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(place_one, tree)
+
+
+def split_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """All rows split over the devices, filled up with zeros until they can share them evenly.
+
+    Every host gives all rows and keeps its own.
+    """
+    missing = -len(rows) % mesh.size
+    if missing:
+        rows = np.pad(rows, ((0, missing), *[(0, 0)] * (rows.ndim - 1)))
+    return jax.make_array_from_callback(rows.shape, split_axis(mesh, 0), lambda index: rows[index])
+
+
+def to_mesh(rows: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
+    """This host's part of a batch, put onto the devices; split along `axis`."""
+    return jax.make_array_from_process_local_data(split_axis(mesh, axis), rows)
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy arrays of the whole arrays, on every host; each of them must ask."""
+
+    def fetch(leaf):
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        return np.asarray(leaf) if whole else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
+
+
+def host_rows(what: str, batch_size: int, mesh: Mesh) -> slice:
+    """The part of each batch that this host reads.
+
+    Raises:
+      UserError: the devices cannot share the batch evenly.
+    """
+    devices = mesh.size
+    if batch_size % devices:
+        below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise UserError(f"{what}={batch_size} cannot be shared by {devices} devices; use {nearest}")
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

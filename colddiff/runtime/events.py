@@ -1,0 +1,62 @@
+"""Event files for TensorBoard, written as they come: what is flushed is on the disk.
+
+tensorboardX's own `SummaryWriter` writes from a thread: the last events are lost when the process
+is killed, and when the disk is full, the next one is waited for without end.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from colddiff.runtime.devices import is_first_host
+
+
+class EventLog:
+    """Scalars and pictures of steps, in a new file of `folder`; a context manager.
+
+    The first host writes, others do nothing. TensorBoard hides what earlier files have of steps
+    after `start`.
+
+    Raises:
+      OSError: it cannot be written; so do all methods.
+    """
+
+    def __init__(self, folder: Path, *, start: int):
+        self._writer = None
+        if is_first_host():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+        self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError:
+            if error[0] is None:  # otherwise that one matters more
+                raise
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Adds one number."""
+        self._write(step, summary=summary.scalar(name, value))
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Adds one picture, uint8 `[H, W, 3]`."""
+        self._write(step, summary=summary.image(name, picture, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """Brings all of it to the disk."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _write(self, step: int, **what: Any) -> None:
+        if self._writer is not None:
+            self._writer.write_event(Event(step=step, wall_time=time.time(), **what))

@@ -1,0 +1,69 @@
+"""One training process for a workdir: two would delete each other's unfinished checkpoints."""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from absl import logging
+
+from colddiff.runtime.devices import all_hosts, is_first_host
+from colddiff.runtime.errors import UserError
+
+
+@contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Hold `WORKDIR/train.lock`; all hosts of one run hold it together.
+
+    The operating system frees the lock of a process that ended, however it ended: a file that a
+    killed one left behind never stands in the way.
+
+    Raises:
+      UserError: another process, which the message names, trains in this workdir.
+    """
+    path, file, other = workdir / "train.lock", None, ""
+    if is_first_host():
+        workdir.mkdir(parents=True, exist_ok=True)
+        file, other = _lock(path)
+    try:
+        if not all_hosts(not other):
+            raise UserError(
+                f"{workdir} is in use: {other or 'see what host 0 says'} trains there. Wait until "
+                "it ends, or end it, or use another --workdir"
+            )
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _lock(path: Path) -> tuple[TextIO | None, str]:
+    """Return the locked file and "", or None and who has locked it."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                break
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip()
+            file.close()
+            return None, other or "another process"
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            told = "%s cannot be locked: %s. Start no second training in this workdir"
+            logging.warning(told, path, error)
+            break
+        file.close()  # deleted by the process that had it; the next file is a new one
+    file.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},")
+    file.flush()
+    return file, ""

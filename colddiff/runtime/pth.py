@@ -1,0 +1,323 @@
+"""State dicts in PyTorch's `.pth` files, read without PyTorch.
+
+In both of their layouts: since PyTorch 1.6 a zip archive, one record for each storage; before it a
+row of pickles, and the storages behind them.
+
+A pickle is a program. Here it is a list of opcodes: those that make tensors, and the dicts, tuples,
+numbers and strings around them, are followed, and any other ends the reading. Nothing that a file
+names is imported or called. Which tensors a network needs is not decided here.
+"""
+
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from colddiff.runtime.errors import UserError, first_line
+
+_STORAGES = {
+    "torch DoubleStorage": "<f8",
+    "torch FloatStorage": "<f4",
+    "torch LongStorage": "<i8",
+}
+_DICT = "collections OrderedDict"
+_TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+_GLOBALS = {*_STORAGES, _DICT, _TENSOR, _PARAMETER}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1"),
+    *("BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+
+_METADATA = {"_metadata"}  # versions of the modules; nothing here depends on them
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"  # how the two layouts begin
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # then: a magic number, and a version
+_DIMENSIONS = 8  # more than any network's
+_LARGEST = 2**60  # so that bytes can be counted in 64 bits
+
+
+class _Global(NamedTuple):
+    """The name of a class or function, and nothing behind it."""
+
+    name: str
+
+
+class _Storage(NamedTuple):
+    """`count` numbers in the file; tensors are views of them."""
+
+    dtype: str
+    key: str
+    count: int
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage; offset and strides count numbers, not bytes."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_pth(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict by name, in the file's order.
+
+    They are read-only views: those that share a storage in the file share it here. A zip archive's
+    checksums are verified; the older layout has none, so there a wrong number goes unseen.
+
+    Raises:
+      UserError: no such file; it is neither layout, damaged, big-endian, or holds or asks for
+        anything but a dict of tensors; or a tensor or a storage reaches beyond what is there.
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith(_ZIP):
+            return _read_zip(content)
+        if content.startswith(_PICKLE):
+            return _read_legacy(content)
+        raise UserError(f"it begins with {content[:4]!r}, not as a zip archive or a pickle")
+    except (EOFError, NotImplementedError, OSError, ValueError, zipfile.BadZipFile) as error:
+        message = f"{path} cannot be read as a state dict of PyTorch: {first_line(error)}"
+        raise UserError(message) from error
+
+
+def _read_zip(content: bytes) -> dict[str, np.ndarray]:
+    """From PREFIX/data.pkl and PREFIX/data/KEY."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise UserError("two of its records have the same name")
+        for name, entry in entries.items():
+            stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+            if not stored or entry.file_size != entry.compress_size:
+                raise UserError(f"its record {name!r} is compressed or encrypted; expected neither")
+        pickles = [name for name in entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UserError(f"it has {len(pickles)} records PREFIX/data.pkl, not one")
+        prefix = pickles[0].removesuffix("data.pkl")
+        order = f"{prefix}byteorder"  # absent before PyTorch 2.1
+        if order in entries and archive.read(order) != b"little":
+            raise UserError(f"its byte order is {archive.read(order)[:20]!r}; expected b'little'")
+        tensors = _state(_unpickle(io.BytesIO(archive.read(pickles[0]))))
+
+        def read(storage: _Storage) -> bytes:
+            name = f"{prefix}data/{storage.key}"
+            if name not in entries:
+                raise UserError(f"its record {name[:80]!r} is missing")
+            found = entries[name].file_size
+            if found != storage.size:
+                raise UserError(f"its record {name!r} has {found} bytes, not {storage.size}")
+            return archive.read(name)
+
+        return _arrays(tensors, _storages(tensors, len(content)), read)
+
+
+def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
+    """From five pickles: magic, version, system, state dict, keys; then the storages in order."""
+    file = io.BytesIO(content)
+    for expected in _LEGACY:
+        if _unpickle(file) != expected:
+            raise UserError("it is a pickle, but not one of PyTorch's")
+    system = _unpickle(file)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UserError("its byte order is not little-endian")
+    tensors = _state(_unpickle(file))
+    keys = _unpickle(file)
+    storages = {s.key: s for s in _storages(tensors, len(content))}
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys):
+        raise UserError("its list of storages is not one of names")
+    if sorted(keys) != sorted(storages):
+        raise UserError("its list of storages is not that of its tensors")
+
+    def read(storage: _Storage) -> bytes:
+        count = int.from_bytes(file.read(8), "little")
+        if count != storage.count:
+            raise UserError(f"a storage has {count} numbers, not {storage.count}")
+        data = file.read(storage.size)
+        if len(data) < storage.size:
+            raise UserError("it ends too soon")
+        return data
+
+    found = _arrays(tensors, [storages[key] for key in keys], read)
+    if file.read(1):
+        raise UserError("it goes on after its last storage")
+    return found
+
+
+def _state(value: Any) -> dict[str, _Tensor]:
+    if not isinstance(value, dict):
+        raise UserError(f"it holds a {type(value).__name__}, not a dict of tensors")
+    for name, tensor in value.items():
+        if not isinstance(tensor, _Tensor):
+            kind = type(tensor).__name__
+            raise UserError(f"it holds a {kind} by the name {name[:80]!r}, not a tensor")
+    return value
+
+
+def _storages(tensors: dict[str, _Tensor], size: int) -> list[_Storage]:
+    """Those of the tensors; what they promise is checked against the file's size first."""
+    storages = list(dict.fromkeys(tensor.storage for tensor in tensors.values()))
+    if len({storage.key for storage in storages}) < len(storages):
+        raise UserError("it gives one storage two types or sizes")
+    promised = sum(storage.size for storage in storages)
+    if promised > size:
+        raise UserError(f"its tensors need {promised} bytes, and the file has {size}")
+    return storages
+
+
+def _arrays(
+    tensors: dict[str, _Tensor], storages: list[_Storage], read: Callable[[_Storage], bytes]
+) -> dict[str, np.ndarray]:
+    """The tensors' arrays; every storage is read once, in the order given."""
+    numbers = {storage: np.frombuffer(read(storage), storage.dtype) for storage in storages}
+
+    def view(tensor: _Tensor) -> np.ndarray:
+        flat = numbers[tensor.storage]
+        strides = [stride * flat.itemsize for stride in tensor.strides]
+        # Inside the storage: `_tensor` has seen to it.
+        return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+
+    return {name: view(tensor) for name, tensor in tensors.items()}
+
+
+def _unpickle(file: BinaryIO) -> Any:
+    """What the pickle at the file's position makes; the file is left behind it."""
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # what was on the stack at each open mark
+    memo: dict[int, Any] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            match opcode.name:
+                case "STOP":
+                    return stack.pop()
+                case "MARK":
+                    below.append(stack)
+                    stack = []
+                case "TUPLE":
+                    items, stack = stack, below.pop()
+                    stack.append(tuple(items))
+                case "SETITEMS" | "APPENDS":
+                    items, stack = stack, below.pop()
+                    _extend(stack[-1], items)
+                case "BINPUT" | "LONG_BINPUT":
+                    memo[argument] = stack[-1]
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "PROTO" | "FRAME":
+                    pass
+                case name:
+                    _follow(name, argument, stack)
+    except (IndexError, KeyError) as error:
+        raise UserError("its pickle is damaged") from error
+
+
+def _follow(name: str, argument: Any, stack: list[Any]) -> None:
+    """Follows an opcode that needs neither mark nor memo, only the stack."""
+
+    def pop(count: int) -> list[Any]:
+        return [stack.pop() for _ in range(count)][::-1]
+
+    match name:
+        case _ if name in _LITERALS:
+            stack.append(argument)
+        case _ if name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        case "EMPTY_DICT":
+            stack.append({})
+        case "EMPTY_LIST":
+            stack.append([])
+        case "TUPLE1" | "TUPLE2" | "TUPLE3":
+            stack.append(tuple(pop(int(name[-1]))))
+        case "SETITEM" | "APPEND":
+            items = pop(2 if name == "SETITEM" else 1)
+            _extend(stack[-1], items)
+        case "GLOBAL":
+            stack.append(_global(argument))
+        case "STACK_GLOBAL":
+            stack.append(_global(*pop(2)))
+        case "BINPERSID":
+            stack.append(_storage(stack.pop()))
+        case "REDUCE":
+            stack.append(_call(*pop(2)))
+        case "BUILD":
+            state = stack.pop()
+            if [type(stack[-1]), type(state)] != [dict, dict] or {*state} != _METADATA:
+                raise UserError("its pickle sets attributes that no state dict has")
+        case _:
+            raise UserError(f"its pickle uses {name}, which no state dict needs")
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    """Adds items to a list; to a dict, keys and values in turn."""
+    match target:
+        case list():
+            target.extend(items)
+        case dict() if len(items) % 2 == 0 and all(type(key) is str for key in items[::2]):
+            target.update(zip(items[::2], items[1::2], strict=True))
+        case _:
+            raise UserError("its pickle adds to something that is no list and no dict of names")
+
+
+def _global(*names: Any) -> _Global:
+    """Of 'module attribute', or of the two."""
+    name = " ".join(names) if all(type(name) is str for name in names) else "what has no name"
+    if name not in _GLOBALS:
+        asked = name[:80].replace(" ", ".")
+        raise UserError(f"it asks for {asked}, which no state dict needs; nothing of it was run")
+    return _Global(name)
+
+
+def _storage(identity: Any) -> _Storage:
+    """The storage of ('storage', type, key, device, count), and in the older layout a last None."""
+    match identity:
+        case ("storage", _Global(name), str() as key, str(), int() as count, *rest):
+            if name in _STORAGES and rest in ([], [None]) and 0 <= count < _LARGEST:
+                return _Storage(_STORAGES[name], key, count)
+    raise UserError("its pickle refers to something outside that is not a storage")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What a call would make, of the three functions that a state dict calls."""
+    match function, arguments:
+        case _Global(name), () if name == _DICT:
+            return {}
+        case _Global(name), (_Tensor() as tensor, bool(), dict()) if name == _PARAMETER:
+            return tensor
+        case (
+            _Global(name),
+            (_Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *rest),
+        ) if name == _TENSOR:
+            if [type(x) for x in rest] == [bool, dict]:  # requires_grad, hooks
+                return _tensor(storage, offset, shape, strides)
+    raise UserError("its pickle makes a call that no state dict makes; nothing of it was run")
+
+
+def _tensor(
+    storage: _Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]
+) -> _Tensor:
+    """A tensor that lies inside its storage, and is not larger than it."""
+    if len(shape) != len(strides) or len(shape) > _DIMENSIONS:
+        raise UserError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
+    if any(type(n) is not int or not 0 <= n < _LARGEST for n in (offset, *shape, *strides)):
+        raise UserError("a tensor's offset, shape or strides are not whole numbers, 0 or more")
+    count = math.prod(shape)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if count > storage.count or offset > storage.count or (count and last >= storage.count):
+        raise UserError(
+            f"a tensor of shape {shape} with strides {strides} at {offset} does not fit into its "
+            f"storage of {storage.count} numbers"
+        )
+    return _Tensor(storage, offset, shape, strides)

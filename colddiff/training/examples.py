@@ -1,0 +1,134 @@
+"""What training is fed: its images, in the order of the steps, and the example made of each.
+
+The order is of `colddiff.data.batches`, a function of the seed and the step alone. What is drawn at
+random is drawn on the device, in the train step (`make_example`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from colddiff.data import sources
+from colddiff.data.batches import batches
+from colddiff.degradations import Degrade
+from colddiff.experiment.build import Experiment
+from colddiff.images import from_uint8, mosaic
+from colddiff.runtime.devices import all_hosts, host_rows, is_first_host, to_mesh
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import read_json, save_png, whole, write_json
+
+PIXELS = "pixels of some"  # what only our data.json says
+_LOOKED_AT = 64  # images whose pixels tell whether they are still the same
+
+
+def make_example(
+    experiment: Experiment, degrade: Degrade
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """`example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
+
+    x0 is a crop of the image, after padding, and mirrored at random, as the config's `data` says;
+    xt is what the network sees of D(x0, t), t ~ U{1..T}.
+    """
+    settings = experiment.config.data
+    size, channels = settings.image_size, settings.channels
+
+    def example(image, key):
+        crop_key, flip_key, t_key, pattern_key = jax.random.split(key, 4)
+        x0 = from_uint8(jnp.pad(image, ((settings.pad,) * 2, (settings.pad,) * 2, (0, 0))))
+        room = x0.shape[0] - size
+        corner = jax.random.randint(crop_key, (2,), 0, room + 1)
+        if settings.crop == "center":
+            corner = jnp.full(2, round(room / 2))
+        x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (size, size, channels))
+        if settings.flip:
+            x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)
+        t = jax.random.randint(t_key, (), 1, experiment.T + 1)
+        return x0, experiment.network_input(degrade(x0, t, pattern_key)), t
+
+    return example
+
+
+def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: int) -> Path:
+    """Writes those of `images` that a step trained on, and a picture of them."""
+    path = workdir / "diverged" / f"{step:07d}.npz"
+    if is_first_host():
+        [batch] = _batches(config, images, start=step - 1, stop=step)
+        with whole(path) as file:
+            np.savez(file, images=batch)
+        flat = batch.reshape(-1, *batch.shape[2:])
+        save_png(path.with_suffix(".png"), mosaic(from_uint8(flat)))
+    return path
+
+
+def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> None:
+    """Notes in the workdir what the images are; refuses to go on with others.
+
+    Raises:
+      UserError: they are not those that the run began with.
+    """
+    settings, path = config.data, workdir / "data.json"
+    found = sources.fingerprint(settings.source, settings.train_split, settings.channels)
+    some = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).round().astype(int))
+    pixels = hashlib.sha256(b"".join(images[i].tobytes() for i in some.tolist()))
+    found |= {"images": len(images), PIXELS: pixels.hexdigest()}
+    if is_first_host() and not path.exists():
+        write_json(path, found)
+    all_hosts(True)  # wait for it
+    began = read_json(path)
+    if not all_hosts(began == found):
+        began = began or {}
+        tell = [f"{k}: {began.get(k)} then, {found.get(k)} now" for k in sorted(began | found)]
+        differences = "\n  ".join(tell)
+        raise UserError(
+            f"the training images, here or on another host, are not those that {workdir} began "
+            f"with:\n  {differences}\n"
+            f"Bring them back, use another --workdir, or delete {path} to go on with these"
+        )
+
+
+def load_train_images(config: ConfigDict) -> sources.Images:
+    """Those of the training split, a crop's margin larger."""
+    settings = config.data
+    images = sources.load(
+        settings.source,
+        settings.train_split,
+        size=settings.image_size + settings.crop_margin,
+        channels=settings.channels,
+        background=settings.get("background", sources.BLACK),
+        cache=settings.cache,
+    )
+    logging.info("training images: %d of %s", len(images), settings.source)
+    return images
+
+
+def train_batches(
+    config: ConfigDict, mesh: jax.sharding.Mesh, images: sources.Images, *, start: int, stop: int
+) -> Iterator[jax.Array]:
+    """What steps `start` .. `stop - 1` train on, on the devices: uint8, as `make_train_step` says.
+
+    Raises:
+      UserError: the devices cannot share a batch evenly.
+    """
+    rows = host_rows("config.train.batch_size", config.train.batch_size, mesh)
+    batches = _batches(config, images, start=start, stop=stop, rows=rows)
+    return (to_mesh(part, mesh, 1) for part in batches)
+
+
+def _batches(config: ConfigDict, images: sources.Images, **which: Any) -> Iterator[np.ndarray]:
+    """`data.batches` by the config's settings."""
+    settings = config.train
+    return batches(
+        images,
+        settings.batch_size,
+        accumulation=settings.accumulation,
+        seed=config.seed,
+        threads=config.data.threads,
+        **which,
+    )

@@ -1,0 +1,76 @@
+"""Scores of checkpoints while a run trains, and their curves.
+
+The scores themselves are those of `colddiff.evaluation.evaluate`.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from colddiff.evaluation import evaluate
+from colddiff.evaluation.metrics import SSIM_WINDOW
+from colddiff.experiment.build import Experiment
+from colddiff.experiment.state import TrainState
+from colddiff.reporting import report
+from colddiff.runtime.devices import (
+    is_first_host,
+)
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import read_json, save_png, write_json
+from colddiff.runtime.stop import Stop
+
+
+def load_truth(config: ConfigDict) -> evaluate.Truth | None:
+    """What checkpoints are scored against; None if they are not.
+
+    Raises:
+      UserError: there is a score to find the best one by, and it will not be measured.
+    """
+    count, best = config.train.scored, config.train.best
+    if not count:
+        if best:
+            raise UserError(f"config.train.best={best!r} needs config.train.scored test images")
+        return None
+    sampler, _, score = best.partition("/")
+    known = ["rmse", "psnr", "ssim"]
+    known += [f"{kind}/{space}" for space in config.eval.features for kind in ("fd", "kd")]
+    if best and (sampler not in config.eval.samplers or score not in known):
+        expected = f"SAMPLER/SCORE of {config.eval.samplers} and {', '.join(known)}"
+        raise UserError(f"config.train.best={best!r} must be {expected}")
+    features = config.eval.features
+    small = config.data.image_size < SSIM_WINDOW
+    fewest = 4 if score.startswith("kd/") else 2 if features else 1
+    if count < fewest or (small and score == "ssim"):
+        raise UserError(
+            f"config.train.scored={count} images of {config.data.image_size}² have no such scores: "
+            f"{best or features}; FD needs 2 images, KD 4, SSIM {SSIM_WINDOW} pixels"
+        )
+    return evaluate.load_truth(config, count)
+
+
+def score(
+    experiment: Experiment, state: TrainState, truth: evaluate.Truth, workdir: Path, stop: Stop
+) -> dict[str, float]:
+    """Of the averaged parameters; added to evolution.json and its pictures.
+
+    Raises:
+      StoppedError: they took too long for a run that is to stop.
+    """
+    step = int(state.step)
+    found = evaluate.evaluate(
+        experiment, state.ema_params, step, truth=truth, counts=(), between=stop.check
+    )
+    scores = report.scores_of(found)
+    path = workdir / "evolution.json"
+    before = read_json(path) or {}
+    # A run that went on from an earlier checkpoint measures what came after it anew; scores of
+    # another number of images are not of the same curve.
+    same = before.get("num_images") == len(truth.images)
+    kept = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < step}
+    evolution = {"num_images": len(truth.images), "scores": kept | {str(step): scores}}
+    if not is_first_host():
+        return scores
+    write_json(path, evolution)
+    for kind, picture in report.evolution_plots(evolution).items():
+        save_png(workdir / "evolution" / f"{report.file_name(kind)}.png", picture)
+    return scores

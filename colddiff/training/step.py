@@ -1,0 +1,97 @@
+"""The train step (paper, equation 1 of section 3.1).
+
+Loss: E ‖R(D(x0, t), t) - x0‖₁ for t uniform on 1..T. Everything random in step k is folded from
+(seed, k) and, for an image, from its place in the step: a resumed run replays it exactly, on any
+number of devices.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.ad_checkpoint import checkpoint_name
+
+from colddiff.degradations import Degrade
+from colddiff.experiment.build import Experiment
+from colddiff.experiment.state import TrainState, state_shardings, update_ema
+from colddiff.runtime.compiler import network_jit
+from colddiff.runtime.devices import (
+    replicated,
+    shared,
+    split_axis,
+)
+from colddiff.sampling.samplers import image_keys
+from colddiff.training.examples import (
+    make_example,
+)
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics]]
+
+
+def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStep:
+    """`train_step(state, images, degrade) -> (state, metrics)`, jitted; `state` is donated.
+
+    `images` is uint8 `[accumulation, batch_size, S, S, C]`, `degrade` that of the experiment.
+    The metrics are scalars: `loss`, the l1 on [-1, 1], `grad_norm`, and `param_norm` thereafter.
+    """
+    config = experiment.config
+
+    def loss_fn(params, x0, xt, t, key):
+        rngs = {"dropout": key}
+        x0_hat = experiment.model.apply({"params": params}, xt, t, train=True, rngs=rngs)
+        return jnp.mean(jnp.abs(x0_hat - x0))
+
+    if mesh.shape["fsdp"] > 1:
+        loss_fn = _gathering(loss_fn, mesh)
+
+    def train_step(state, images, degrade):
+        accumulation, batch_size = images.shape[:2]
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        pattern_key, dropout_key = jax.random.split(step_key)
+
+        def loss_and_grads(number, params):
+            keys = image_keys(pattern_key, number * batch_size, batch_size)
+            x0, xt, t = jax.vmap(make_example(experiment, degrade))(images[number], keys)
+            key = jax.random.fold_in(dropout_key, number)
+            return jax.value_and_grad(loss_fn)(params, x0, xt, t, key)
+
+        params, total = state.params, loss_and_grads(0, state.params)
+        # Not lax.scan: XLA's CPU backend runs convolution gradients ten times slower inside a loop.
+        for number in range(1, accumulation):
+            # One batch after the other: memory holds the activations of one at a time.
+            params, total = jax.lax.optimization_barrier((params, total))
+            total = jax.tree.map(jnp.add, total, loss_and_grads(number, params))
+        loss, grads = jax.tree.map(lambda x: x / accumulation, total)
+        grads = jax.lax.with_sharding_constraint(grads, shared(grads, mesh))
+
+        updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        ema_params = update_ema(state.ema_params, params, step, config.train)
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+        metrics = {"loss": loss, **norms}
+        return TrainState(step, params, ema_params, opt_state), metrics
+
+    state = state_shardings(experiment, mesh)
+    return network_jit(
+        train_step,
+        in_shardings=(state, split_axis(mesh, 1), None),  # degrade: wherever its tables lie
+        out_shardings=(state, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _gathering(loss_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable:
+    """`loss_fn(params, ...)` of parameters that devices share: each is whole where it is used.
+
+    The gradient gathers it again, so that no device keeps all of them in between.
+    """
+
+    def gathered(params, *args):
+        params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        return loss_fn(checkpoint_name(params, "whole"), *args)
+
+    policy = jax.checkpoint_policies.save_anything_except_these_names("whole")
+    return jax.checkpoint(gathered, policy=policy)
