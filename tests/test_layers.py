@@ -1,4 +1,4 @@
-"""The maths needs neither data sets nor checkpoints installed. What imports what: pyproject.toml."""
+"""The maths imports without data sets and checkpoints installed."""
 
 import subprocess
 import sys
