@@ -24,7 +24,7 @@ from colddiff.experiment.build import Experiment, build
 from colddiff.experiment.state import init_state
 from colddiff.inference.run import Run
 from colddiff.runtime.compiler import cpu_options, network_jit
-from colddiff.runtime.devices import create_mesh, replicate, replicated, split_axis
+from colddiff.runtime.devices import create_mesh, replicated, split_axis
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import markdown_table, write_json, write_text
 from colddiff.runtime.progress import Meter
@@ -105,7 +105,6 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
     """
     starts = _time_starts(arguments) if arguments else []  # while no device is taken
     experiment, mesh = build(config), create_mesh()
-    experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     images = load_train_images(config)
     batches = train_batches(config, mesh, images, start=0, stop=2**31)
     batch = next(batches)
@@ -162,9 +161,9 @@ def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, params: Any) -> Iter
     for t in dict.fromkeys((1, max(T // 2, 1), T)):
         yield _compiled(f"degrade, t={t}", count, each, experiment.degrade, x0, jnp.int32(t), keys)
 
-    run = Run(experiment, params, 0, Path())
+    run = Run(experiment, params)
     yield _Part(_SAMPLING, lambda: run.sample(params, x0), count)
-    idle = Run(experiment._replace(restore=lambda params, xt, t: xt), None, 0, Path())
+    idle = Run(experiment._replace(restore=lambda params, xt, t: xt))
     yield _Part(_NO_NETWORK, lambda: idle.sample(None, x0), count)
 
 

@@ -168,21 +168,20 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int])
     """Score each run and write its report; of several, one table as well."""
     from colddiff.evaluation.evaluate import evaluate, ways_of
     from colddiff.experiment.build import build
-    from colddiff.inference.run import load
+    from colddiff.inference.run import Run, load
     from colddiff.reporting import report
 
     reports = {}
     for workdir in workdirs:
         if config is not None and not (_SAMPLERS.value or config.eval.samplers):
-            experiment, params, step = build(config), None, 0  # the Degraded row needs no training
+            run = Run(build(config), workdir=workdir)  # the Degraded row needs no training
         else:
             run = load(workdir, step=_step(), config=config)
-            experiment, params, step = run.experiment, run.params, run.step
-        ways = ways_of(experiment, _SAMPLERS.value, steps)
-        found = evaluate(experiment, params, step, ways=ways)
+        ways = ways_of(run.experiment, _SAMPLERS.value, steps)
+        found = evaluate(run, ways=ways)
         # A name of its own, for the report of all samplers stays.
         name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ())])
-        folder = report.write(found, experiment, params, workdir, name=name)
+        folder = report.write(found, run, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
         reports[title] = found
         _say(f"\n{report.markdown({title: found})}\nreport and pictures: {folder}\n")

@@ -41,7 +41,7 @@ def test_a_perfect_restorer_scores_perfectly():
     experiment = build(config)
     experiment = experiment._replace(restore=oracle(experiment))
     params = from_uint8(evaluate.load_test_images(config, 12))
-    report = evaluate.evaluate(experiment, params, 7)
+    report = evaluate.evaluate(Run(experiment, params, 7))
     assert [row.name for row in report.rows] == ["degraded", "direct", "naive", "tacos"]
     assert [row.steps for row in report.rows] == [0, 1, 6, 6]
     assert report.rows[0].rmse > 0.05 and report.rows[0].ssim < 0.95
@@ -63,7 +63,7 @@ def test_subsets_of_a_class_per_folder_score_as_the_whole_does(tmp_path):
     for num_images, counts in ((0, (40,)), (40, ())):
         config.eval.num_images, config.eval.counts = num_images, counts
         experiment = build(config)._replace(degrade=jax.tree_util.Partial(lambda x0, t, key: x0))
-        report = evaluate.evaluate(experiment, None, 0)
+        report = evaluate.evaluate(Run(experiment))
         (distance,) = report.rows[0].distances
         at_40 = distance.frechet_at[40] if counts else distance.frechet
         means = [images[i::4].mean(axis=0) / 255 for i in (1, 3)]
@@ -83,7 +83,7 @@ def test_every_image_has_a_pattern_of_its_own_number():
     expected = np.sqrt(np.mean([(float(jax.random.normal(key)) / 2) ** 2 for key in keys]))
     for batch_size in (8, 20):
         config.eval.batch_size = batch_size
-        (row,) = evaluate.evaluate(experiment, None, 0).rows
+        (row,) = evaluate.evaluate(Run(experiment)).rows
         assert row.rmse == pytest.approx(expected, rel=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
     expected = np.sqrt(np.mean(((xT - x0) / 2) ** 2))
     for batch_size in (8, 20, 64):
         config.eval.batch_size = batch_size
-        (row,) = evaluate.evaluate(experiment, None, 0).rows
+        (row,) = evaluate.evaluate(Run(experiment)).rows
         assert row.rmse == pytest.approx(expected, rel=1e-5)
         assert row.psnr == pytest.approx(-20 * np.log10(expected), rel=1e-5)
 
@@ -111,7 +111,7 @@ def test_distances_are_those_of_the_restored_images():
     config.eval.features = ("pixels", "pca")
     config.eval.counts = (40,)
     experiment = build(config)
-    report = evaluate.evaluate(experiment, None, 0)
+    report = evaluate.evaluate(Run(experiment))
     assert (report.num_images, report.num_reference) == (101, 297)
     test = evaluate.load_test_images(config, 0)
     x0 = from_uint8(test[:101])
@@ -134,7 +134,7 @@ def test_distances_are_those_of_the_restored_images():
 
     config.eval.counts = (40, 102)
     with pytest.raises(UserError, match=r"eval.counts has \[102\]; there are 101 images"):
-        evaluate.evaluate(experiment, None, 0)
+        evaluate.evaluate(Run(experiment))
 
 
 def test_restored_images_that_are_the_truth_are_at_distance_0():
@@ -144,7 +144,7 @@ def test_restored_images_that_are_the_truth_are_at_distance_0():
     shift = jax.tree_util.Partial(lambda x0, t, key: x0 + 0.1 * t)
     experiment = build(config)._replace(degrade=shift)
     experiment = experiment._replace(restore=lambda params, xt, t: xt - 0.1 * t[0])
-    degraded, *restored = evaluate.evaluate(experiment, None, 7).rows
+    degraded, *restored = evaluate.evaluate(Run(experiment, None, 7)).rows
     assert degraded.distances[0].frechet > 1
     for row in restored:
         assert row.distances[0].frechet <= 1e-6
@@ -163,7 +163,7 @@ def test_ways_are_samplers_by_steps():
     config = tiny_config()
     config.eval.num_images = 4
     experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)
-    rows = evaluate.evaluate(experiment, None, 0, ways=ways).rows[1:]
+    rows = evaluate.evaluate(Run(experiment), ways=ways).rows[1:]
     assert [(row.name, row.times) for row in rows] == [
         ("naive", [6, 0]),
         ("naive", [6, 4, 2, 0]),
@@ -194,13 +194,13 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
     assert np.all(seen[0] <= xT + 1e-4) and np.all(seen[0] > xT - 1 / 127.5)
 
     seen.clear()
-    pictures.picture(experiment, None, evaluate.load_test_images(config, 2))
+    pictures.picture(Run(experiment), evaluate.load_test_images(config, 2))
     jax.effects_barrier()
     for x in (x for x in seen if np.abs(x - seen[0]).max() == 0):  # xT, of direct and of tacos
         assert np.abs((x + 1) * 127.5 - np.round((x + 1) * 127.5)).max() < 1e-3
 
     config.eval.samplers = ()
-    cut = evaluate.evaluate(build(config), None, 0).rows[0].rmse
+    cut = evaluate.evaluate(Run(build(config))).rows[0].rmse
     x0 = np.asarray(from_uint8(evaluate.load_test_images(config, 20)), np.float64)
     A = np.asarray(split(experiment.degrade)[1].args[0][-1], np.float64)
     xT = np.einsum("hi,bijc,wj->bhwc", A, x0, A)
@@ -214,7 +214,7 @@ def test_the_picture_ends_with_the_config_s_sampler(name, columns):
     config.sampler.name = name
     experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)
     images = evaluate.load_test_images(config, 2)
-    picture = pictures.picture(experiment, None, images)
+    picture = pictures.picture(Run(experiment), images)
     assert picture.shape[1] == columns * 98 + 2  # x0, xT, direct, and iterates: six times, or two
     run = Run(experiment, None, 0, Path())
     keys = jax.random.split(jax.random.key(0), 2)  # blur draws nothing
@@ -265,7 +265,7 @@ def test_degraded_rows_of_the_paper(name, ssim, rmse, real_data):
     config.eval.samplers = ()
     config.eval.features = ()
     config.eval.batch_size = 500
-    report = evaluate.evaluate(build(config), None, 0)
+    report = evaluate.evaluate(Run(build(config)))
     assert report.num_images == 10_000
     for found, expected in ((report.rows[0].ssim, ssim), (report.rows[0].rmse, rmse)):
         low, high = expected if isinstance(expected, tuple) else (expected - 0.01, expected + 0.01)
@@ -281,7 +281,7 @@ def test_rows_are_of_the_configs_own_sampler():
     for eta in (0.0, 1.0):
         config.sampler = ConfigDict(dict(name="ddim", steps=0, eta=eta))
         experiment = build(config)._replace(restore=lambda params, xt, t: 0.5 * xt)
-        rows = evaluate.evaluate(experiment, None, 0).rows
+        rows = evaluate.evaluate(Run(experiment)).rows
         found[eta] = [row._replace(seconds=0.0) for row in rows]
     assert found[0.0][:2] == found[1.0][:2]
     assert abs(found[0.0][2].rmse - found[1.0][2].rmse) > 1e-2

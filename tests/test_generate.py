@@ -121,8 +121,11 @@ def test_one_compilation_for_all_seeds_and_for_all_eta(run, compiled):
 
     noise = gaussian_noise(num_steps=6)
     xT, keys = jnp.zeros((2, 16, 16, 1)), jax.random.split(jax.random.key(0))
-    walk = (run.restore, noise, run.params, xT, keys, np.array([6, 3, 0]))
-    found = [run_sampler(Partial(ddim, eta=eta), *walk) for eta in (0.1, 0.5, 1.0)]
+    way = run.restoration(run.params)._replace(degrade=noise)
+    found = [
+        run_sampler(way._replace(sampler=Partial(ddim, eta=eta)), xT, keys, np.array([6, 3, 0]))
+        for eta in (0.1, 0.5, 1.0)
+    ]
     assert compiled.count("run_sampler") == 2
     assert np.abs(found[0] - found[2]).max() > 1e-3
 

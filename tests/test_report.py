@@ -12,6 +12,7 @@ from PIL import Image
 from colddiff.evaluation import evaluate
 from colddiff.evaluation.metrics import Estimate
 from colddiff.experiment.build import build, init_params
+from colddiff.inference.run import Run
 from colddiff.reporting import pictures, report
 
 
@@ -108,7 +109,7 @@ def test_what_is_written(name, experiment, tmp_path):
     (tmp_path / "evolution.json").write_text(
         '{"num_images": 5, "scores": {"4": {"tacos/rmse": 0.3}, "8": {"tacos/rmse": 0.2}}}'
     )
-    folder = report.write(make(rows), experiment, params, tmp_path, name=name)
+    folder = report.write(make(rows), Run(experiment, params, 0, tmp_path), name=name)
     assert folder == tmp_path / "evaluation" / "0000008"
     found = json.loads((folder / f"{name}.json").read_text())
     assert found["num_images"] == 20 and found["weights"] == "EMA" and found["step"] == 8
@@ -126,7 +127,7 @@ def test_what_is_written(name, experiment, tmp_path):
 
 
 def test_nothing_was_restored(experiment, tmp_path):
-    folder = report.write(make([row("degraded", 0)], step=0), experiment, None, tmp_path)
+    folder = report.write(make([row("degraded", 0)], step=0), Run(experiment, workdir=tmp_path))
     assert {p.name for p in folder.iterdir()} == {"report.json", "report.md", "report.html"}
 
 
@@ -143,14 +144,14 @@ def test_a_table_is_written(tmp_path):
 
 def test_a_picture_of_a_known_walk(experiment):
     """Is the picture without it: the columns are its stages, from xT to x0."""
-    params = init_params(experiment, jax.random.key(0))
+    run = Run(experiment, init_params(experiment, jax.random.key(0)))
     images = evaluate.load_test_images(experiment.config, 2)
-    way = pictures.walk(experiment, params, images, 50)
+    way = pictures.walk(run, images, 50)
     assert way.times == [6, 5, 4, 3, 2, 1, 0]
-    few = pictures.walk(experiment, params, images, 6)
+    few = pictures.walk(run, images, 6)
     assert few.times == [6, 5, 4, 2, 1, 0]
     for i, t in enumerate(few.times):
         np.testing.assert_allclose(few.iterates[i], way.iterates[6 - t], atol=1e-5)
-    drawn = [pictures.picture(experiment, params, images, w).astype(int) for w in (None, way)]
+    drawn = [pictures.picture(run, images, w).astype(int) for w in (None, way)]
     assert drawn[0].shape == drawn[1].shape
     assert np.abs(drawn[0] - drawn[1]).max() <= 1

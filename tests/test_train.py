@@ -305,7 +305,7 @@ def test_train_step_and_sampler_compile_once(tmp_path, compiled):
     for seed in range(3):
         run.sample(run.params, jnp.zeros((5, 16, 16, 1)), jax.random.key(seed))
     sampled = compiled.count("run_sampler") - before
-    evaluate.evaluate(run.experiment, run.params, run.step)
+    evaluate.evaluate(run)
     assert trained_step == 1
     assert sampled == 1
     assert before == 2  # direct and tacos of the pictures
@@ -342,7 +342,8 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     config.train.best = best
     (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # another's
 
-    def made_up(experiment, params, step, *, truth, counts, between):
+    def made_up(run, *, truth, counts, between):
+        step, params = run.step, run.params
         assert len(truth.images) == 5 and truth.spaces[0][1].count == 297 and counts == ()
         off = abs(step - 4)
         row = evaluate.Row("tacos", 6, [6, 0], 0.2 + off, 1.0, 0.9 - off, 0.0, [])

@@ -5,16 +5,14 @@ a pattern of its own number, so no score depends on the batch size or the device
 and pictures are the business of `colddiff.reporting`.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff.data import sources
@@ -31,8 +29,9 @@ from colddiff.evaluation.features import (
 from colddiff.experiment.build import Experiment, build, make_sampler
 from colddiff.experiment.checks import check_sampler
 from colddiff.images import from_uint8, to_uint8, to_unit
+from colddiff.inference.run import Restoration, Run, degrade_and_restore
 from colddiff.runtime.compiler import network_jit
-from colddiff.runtime.devices import create_mesh, replicate, split_rows, to_host
+from colddiff.runtime.devices import create_mesh, split_rows, to_host
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.progress import Meter
 from colddiff.sampling.samplers import image_keys, times_between
@@ -187,9 +186,7 @@ def _check_counts(counts: Sequence[int], total: int) -> None:
 
 
 def evaluate(
-    experiment: Experiment,
-    params: Any,
-    step: int,
+    run: Run,
     *,
     truth: Truth | None = None,
     ways: Sequence[Way] | None = None,
@@ -199,8 +196,7 @@ def evaluate(
     """Scores the degraded images and each way to restore them.
 
     Args:
-      params: of the restorer; not used if there is no way.
-      step: the training step they are of.
+      run: trained, unless there is no way.
       truth: `load_truth` of the config if None.
       ways: `ways_of` the config if None.
       counts: sizes of subsets to measure Fréchet distances of as well; those of the config if
@@ -210,13 +206,12 @@ def evaluate(
     Raises:
       UserError: there are not so many images, or other settings that cannot work.
     """
-    config = experiment.config
+    config, experiment = run.config, run.experiment
     truth = load_truth(config) if truth is None else truth
     counts = config.eval.counts if counts is None else counts
     _check_counts(counts, len(truth.images))
     ways = ways_of(experiment) if ways is None else ways
-    experiment = experiment._replace(degrade=replicate(experiment.degrade, create_mesh()))
-    rows = [_score(experiment, params, truth, way, counts, between) for way in (None, *ways)]
+    rows = [_score(run, truth, way, counts, between) for way in (None, *ways)]
     return Report(
         source=config.data.source,
         split=config.data.test_split,
@@ -225,28 +220,27 @@ def evaluate(
         degradation=config.degradation.name,
         T=experiment.T,
         weights="EMA" if ways else "none",
-        step=step,
+        step=run.step,
         rows=rows,
         paper={name: list(scores) for name, scores in config.paper.items()},
     )
 
 
 def _score(
-    experiment: Experiment,
-    params: Any,
+    run: Run,
     truth: Truth,
     way: Way | None,
     counts: Sequence[int],
     between: Callable[[], None],
 ) -> Row:
     """One row: the images degraded to T, restored, compared with themselves; None: not restored."""
-    config, mesh, T = experiment.config, create_mesh(), experiment.T
+    config, mesh, T = run.config, create_mesh(), run.T
     # Every device takes as many images as the next; none of it shows in the scores.
     batch_size = min(config.eval.batch_size, len(truth.images))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     name = "degraded" if way is None else way.sampler
     times = np.array([T]) if way is None else times_between(T, way.steps)
-    sampler = Partial(_keep_degraded) if way is None else make_sampler(config, name)
+    restoration = run.restoration(run.params, _keep_degraded if way is None else name)
     images = truth.images
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
@@ -258,14 +252,9 @@ def _score(
             # The last batch is filled up, so that one program serves all.
             batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
             *scores, x0_hat = _score_batch(
-                sampler,
-                experiment.restore,
-                experiment.network_input,
-                experiment.degrade,
-                params,
+                restoration,
                 split_rows(batch, mesh),
-                jax.random.key(config.seed),
-                first,
+                image_keys(jax.random.key(config.seed), first, batch_size),
                 times,
             )
             for scored, values in zip((mse, ssim), to_host(scores), strict=True):
@@ -311,19 +300,19 @@ def _distance(
     return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
 
 
-@functools.partial(network_jit, static_argnums=(1, 2))
-def _score_batch(sampler, restore, network_input, degrade, params, images, key, first, times):
-    """Mean squared error and SSIM of each image, `[B]` both, and x0_hat."""
+@network_jit
+def _score_batch(
+    restoration: Restoration, images: jax.Array, keys: jax.Array, times: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return mean squared error and SSIM of each image, `[B]` both, and x0_hat."""
     x0 = from_uint8(images)
-    keys = image_keys(key, first, len(images))
-    xT = network_input(jax.vmap(degrade, (0, None, 0))(x0, times[0], keys))
-    x0_hat = sampler(restore, degrade, params, xT, keys, times)
-    truth, found = to_unit(x0), to_unit(x0_hat)
+    x0_hat = degrade_and_restore(restoration, x0, keys, times)
+    truth, restored = to_unit(x0), to_unit(x0_hat)
     small = min(images.shape[1:3]) < metrics.SSIM_WINDOW
-    ssim = jnp.full(len(images), jnp.nan) if small else metrics.ssim(truth, found)
-    return metrics.mean_squared_error(truth, found), ssim, x0_hat
+    ssim = jnp.full(len(images), jnp.nan) if small else metrics.ssim(truth, restored)
+    return metrics.mean_squared_error(truth, restored), ssim, x0_hat
 
 
-def _keep_degraded(restore, degrade, params, xT, keys, times):
+def _keep_degraded(restore, degrade, params, xT, keys, times, iterates_at=None):
     """The sampler of the Degraded row: xT itself."""
     return xT

@@ -37,7 +37,7 @@ from colddiff.experiment.checks import (
 )
 from colddiff.experiment.user_code import load_function
 from colddiff.images import truncate_to_8_bit
-from colddiff.runtime.devices import create_mesh, split_rows
+from colddiff.runtime.devices import create_mesh, replicate, split_rows
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.priors import (
     Mixture,
@@ -110,7 +110,8 @@ def build(config: ConfigDict) -> Experiment:
     degrade = _degradation(config.degradation.to_dict(), config.data)
     for way in chosen:
         check_sampler(way, degrade)
-    experiment = experiment._replace(degrade=degrade)
+    # Replicated here, once for all: whatever uses it finds its tables on every device.
+    experiment = experiment._replace(degrade=replicate(degrade, create_mesh()))
     at_T = (config.degradation.name, degrade, experiment.T, experiment.image_shape)
     if config.prior.name == "pattern":
         check_nothing_is_left(*at_T)

@@ -28,6 +28,8 @@ from colddiff.runtime.devices import all_hosts, is_first_host
 from colddiff.runtime.errors import StorageError, UserError, first_line
 from colddiff.runtime.files import file_system_failed, patiently, read_json, write_json
 
+Manager = ocp.CheckpointManager
+
 # The fields that trained parameters belong to, and those that a run's going on depends on.
 SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels", "data.eight_bit")
 _BATCH = "train.batch_size × train.accumulation"  # images a step, which the data's order depends on
@@ -50,9 +52,7 @@ _BESIDES = 2**22  # bytes a checkpoint takes besides its arrays, at most: names,
 
 
 @contextmanager
-def open_manager(
-    workdir: Path, *, keep: int | None = None, best: str = ""
-) -> Iterator[ocp.CheckpointManager]:
+def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> Iterator[Manager]:
     """The checkpoints of `workdir`; waits for saves at the end.
 
     Args:
@@ -107,7 +107,7 @@ def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
 
 
 @contextmanager
-def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+def _writing(manager: Manager) -> Iterator[None]:
     """A checkpoint that cannot be written, a full disk above all, is the user's error."""
     try:
         yield
@@ -163,7 +163,7 @@ def last_step(workdir: Path, config: ConfigDict) -> int:
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     state: TrainState,
     config: ConfigDict,
     scores: dict[str, float] | None = None,
@@ -187,7 +187,7 @@ def save(
     logging.info("saving checkpoint %d", step)
 
 
-def _check_space(manager: ocp.CheckpointManager, state: TrainState) -> None:
+def _check_space(manager: Manager, state: TrainState) -> None:
     """Refuses a disk that is too full: failing halfway, orbax would tell it in a thousand lines."""
     needed = _BESIDES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     disk = shutil.disk_usage(manager.directory)
@@ -263,7 +263,7 @@ def _set_aside(what: Path, place: Path) -> None:
         logging.warning("moved %s to %s", what, free)
 
 
-def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:
+def restore_state(manager: Manager, like: TrainState, step: int) -> TrainState:
     """Return the state saved at `step`, with the shapes and shardings of `like`.
 
     Its checksums are for the caller to compare (`restore_last`).
@@ -277,7 +277,7 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int) -
     return restored.state.replace(ema_params=restored.ema_params)
 
 
-def restore_ema(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
+def restore_ema(manager: Manager, like: Any, step: int) -> Any:
     """The averaged parameters saved at `step`, with the shapes and shardings of `like`."""
     items = ocp.args.Composite(ema_params=ocp.args.StandardRestore(like))
     ema_params = _restore(manager, step, items).ema_params
@@ -285,7 +285,7 @@ def restore_ema(manager: ocp.CheckpointManager, like: Any, step: int) -> Any:
     return ema_params
 
 
-def restore_config(manager: ocp.CheckpointManager, step: int) -> ConfigDict:
+def restore_config(manager: Manager, step: int) -> ConfigDict:
     """The config saved at `step`, locked."""
     items = ocp.args.Composite(config=ocp.args.JsonRestore())
     return ConfigDict(_restore(manager, step, items).config).lock()
@@ -299,9 +299,7 @@ def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
     }
 
 
-def _verify(
-    manager: ocp.CheckpointManager, step: int, found: Mapping[str, Mapping[str, int]]
-) -> None:
+def _verify(manager: Manager, step: int, found: Mapping[str, Mapping[str, int]]) -> None:
     """Compare the checksums of restored arrays with those that were saved.
 
     Raises:
@@ -320,7 +318,7 @@ def _verify(
             )
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, items: ocp.args.Composite) -> Any:
+def _restore(manager: Manager, step: int, items: ocp.args.Composite) -> Any:
     """Return items of the checkpoint of `step`.
 
     Raises:

@@ -8,12 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff.data import sources
@@ -48,21 +49,65 @@ from colddiff.sampling.samplers import (
 LARGEST_SEED = 2**32 - 1
 
 
+class Restoration(NamedTuple):
+    """All that the way back from xT takes but the images; a pytree, for `jit`.
+
+    Attributes:
+      sampler: of `sampling.samplers`, with its own arguments.
+      restore: `R(params, xt, t) -> x0_hat` for a batch.
+      degrade: `D(x0, t, key) -> xt` for one image.
+      network_input: what the sampler is shown of xT.
+      params: of the restorer.
+    """
+
+    sampler: Partial
+    restore: Partial
+    degrade: Partial
+    network_input: Partial
+    params: Any
+
+
+# Compiled once for each sampler, number of images and number of steps.
+@network_jit
+def run_sampler(
+    restoration: Restoration,
+    xT: jax.Array,
+    keys: jax.Array,
+    times: jax.Array,
+    iterates_at: jax.Array | None = None,
+) -> Result:
+    """Return the sampler's result, `[B, H, W, C]`; jitted. The arguments are those of samplers."""
+    sampler, restore, degrade, network_input, params = restoration
+    return sampler(restore, degrade, params, network_input(xT), keys, times, iterates_at)
+
+
+def degrade_and_restore(
+    restoration: Restoration,
+    x0: jax.Array,
+    keys: jax.Array,
+    times: jax.Array,
+    iterates_at: jax.Array | None = None,
+) -> Result:
+    """Return the sampler's result of x0 `[B, H, W, C]`, degraded to the first of `times`."""
+    xT = jax.vmap(restoration.degrade, (0, None, 0))(x0, times[0], keys)
+    return run_sampler(restoration, xT, keys, times, iterates_at)
+
+
 @dataclass(frozen=True)
 class Run:
-    """A trained restorer with its degradation.
+    """A restorer with its degradation, trained unless `params` is None.
 
     Attributes:
       experiment: what its config stands for.
       params: the averaged (EMA) parameters.
       step: the training step that they are of.
-      workdir: where the run lives.
+      workdir: where the run lives; None for one that has no folder.
     """
 
     experiment: Experiment
-    params: Any
-    step: int
-    workdir: Path
+    params: Any = None
+    step: int = 0
+    workdir: Path | None = None
 
     @property
     def config(self) -> ConfigDict:
@@ -130,9 +175,11 @@ class Run:
             shape = ("B", *self.experiment.image_shape)
             raise UserError(f"xT must be of shape {shape}; got {np.shape(xT)}")
         check_images(xT, "xT")
-        times = self._times(steps, times, iterates_at)
+        times, marks = self._times(steps, times), _marks(iterates_at)
+        restoration = self.restoration(params, sampler)
+        _check_marks(restoration.sampler, times, marks)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
-        xT = self.experiment.network_input(jnp.asarray(xT, jnp.float32))
+        xT = jnp.asarray(xT, jnp.float32)
         # All devices share the work where they can share it evenly.
         mesh = create_mesh()
         most = -(-self.config.eval.batch_size // mesh.size) * mesh.size
@@ -143,8 +190,8 @@ class Run:
             # The last part is filled up with copies of the last image.
             places = np.pad(np.arange(len(xT)), (0, -len(xT) % size), mode="edge")
             parts = [(xT[part], keys[part]) for part in places.reshape(-1, size)]
-        found = [self._walk(params, *part, sampler, times, iterates_at, sharding) for part in parts]
-        return _taken(found, np.arange(len(xT)))
+        results = [run_sampler(restoration, *place(p, sharding), times, marks) for p in parts]
+        return _taken(results, np.arange(len(xT)))
 
     def generate(
         self,
@@ -181,9 +228,11 @@ class Run:
         whole = seeds.ndim == 1 and np.issubdtype(seeds.dtype, np.integer)
         if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > LARGEST_SEED:
             raise UserError(f"seeds must be integers in 0..{LARGEST_SEED}; got {seeds}")
-        times = self._times(steps, times, iterates_at)
+        times, marks = self._times(steps, times), _marks(iterates_at)
         if times[0] != self.T:
             raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
+        restoration = self.restoration(params, sampler)._replace(network_input=Partial(_unchanged))
+        _check_marks(restoration.sampler, times, marks)
         mesh, count = create_mesh(), self.config.eval.chunk
         places = _places(seeds, count)
         chunks = 1 + places.max() // count
@@ -195,46 +244,49 @@ class Run:
         filled[places] = seeds
         parts = []
         for part in filled.reshape(-1, count):
-            xT, keys = _draw(self.prior, place(part, sharding))
-            parts.append(self._walk(params, xT, keys, sampler, times, iterates_at, sharding))
+            drawn = _draw(self.prior, place(part, sharding))
+            parts.append(run_sampler(restoration, *place(drawn, sharding), times, marks))
         return _taken(parts, places)
 
-    def _times(
-        self, steps: int | None, times: Times | None, iterates_at: Times | None
-    ) -> np.ndarray:
-        """The times of `steps`, of `times`, or of the config; checked."""
+    def restoration(self, params: Any, sampler: str | Sampler | None = None) -> Restoration:
+        """Return the way back from xT with a sampler, the config's if None.
+
+        Raises:
+          UserError: there is no such sampler, or it takes other degradations.
+        """
+        named = sampler is None or isinstance(sampler, str)
+        function = make_sampler(self.config, sampler) if named else as_partial(sampler)
+        check_sampler(function, self.degrade)
+        parts = (self.restore, self.degrade, self.experiment.network_input)
+        return Restoration(function, *map(as_partial, parts), params)
+
+    def _times(self, steps: int | None, times: Times | None) -> np.ndarray:
+        """Return the times of `steps`, or `times`, or those of the config, int32; checked."""
         if times is None:
             times = times_between(self.T, self.experiment.steps if steps is None else steps)
         elif steps is not None:
             raise UserError(f"give steps={steps} or times={times}, not both")
-        check_times(times, iterates_at)
+        check_times(times)
         if times[0] > self.T:
             raise UserError(f"times must begin at T={self.T} or below; got {times}")
         return np.asarray(times, np.int32)
 
-    def _walk(
-        self,
-        params: Any,
-        xT: jax.Array,
-        keys: jax.Array,
-        sampler: str | Sampler | None,
-        times: np.ndarray,
-        iterates_at: Times | None,
-        sharding: jax.sharding.Sharding,
-    ) -> Result:
-        """The sampler's result, of images that lie as `sharding` says."""
-        named = sampler is None or isinstance(sampler, str)
-        function = make_sampler(self.config, sampler) if named else as_partial(sampler)
-        check_sampler(function, self.degrade)
-        if iterates_at is not None:
-            has = marks_of(function, times, len(times))
-            if not np.isin(iterates_at, has).all():
-                raise UserError(
-                    f"iterates_at={iterates_at}: this sampler has iterates at {has} only"
-                )
-        xT, keys = place((xT, keys), sharding)
-        marks = None if iterates_at is None else np.asarray(iterates_at, np.int32)
-        return run_sampler(function, self.restore, self.degrade, params, xT, keys, times, marks)
+
+def _unchanged(xT: jax.Array) -> jax.Array:
+    return xT
+
+
+def _marks(iterates_at: Times | None) -> np.ndarray | None:
+    return None if iterates_at is None else np.asarray(iterates_at, np.int32)
+
+
+def _check_marks(sampler: Sampler, times: np.ndarray, marks: np.ndarray | None) -> None:
+    """Refuse marks at which the sampler has no iterate."""
+    check_times(times, marks)
+    if marks is not None:
+        has = marks_of(sampler, times, len(times))
+        if not np.isin(marks, has).all():
+            raise UserError(f"iterates_at={marks}: this sampler has iterates at {has} only")
 
 
 def _places(seeds: np.ndarray, count: int) -> np.ndarray:
@@ -263,13 +315,6 @@ def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
     """xT `[B, H, W, C]` and the keys `[B]` of these seeds."""
     keys = jax.vmap(jax.random.key)(seeds)
     return jax.vmap(prior)(keys), keys
-
-
-# The loop compiles once for each sampler, number of images and number of steps.
-@functools.partial(network_jit, static_argnums=1)
-def run_sampler(sampler, restore, degrade, params, xT, keys, times, iterates_at=None):
-    """`sampler(restore, ...)`, jitted, of a sampler that is a Partial; see `sampling.samplers`."""
-    return sampler(restore, degrade, params, xT, keys, times, iterates_at)
 
 
 def load(
@@ -314,7 +359,6 @@ def load(
             )
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
         mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
-        experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
         like = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,

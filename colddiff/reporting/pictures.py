@@ -3,18 +3,17 @@
 Plots of scores and pages are elsewhere.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from colddiff.experiment.build import Experiment, make_sampler
 from colddiff.images import from_uint8, grid
-from colddiff.inference.run import run_sampler
+from colddiff.inference.run import Run, degrade_and_restore
 from colddiff.runtime.devices import create_mesh, replicate, to_host
-from colddiff.sampling.samplers import Sampler, direct, image_keys, marks_of, times_between
+from colddiff.sampling.samplers import image_keys, marks_of, times_between
 
 _STAGES = 6  # of a walk, in a picture
 
@@ -26,43 +25,41 @@ class Walk(NamedTuple):
     iterates: np.ndarray
 
 
-def walk(experiment: Experiment, params: Any, images: np.ndarray, count: int) -> Walk:
-    """From xT of uint8 `images` to x0 with the config's sampler, seen at most `count` times."""
-    sampler = make_sampler(experiment.config)
-    times = marks_of(sampler, times_between(experiment.T, experiment.steps), count)
-    return Walk(times.tolist(), _iterates(experiment, params, images, sampler, times))
-
-
-def picture(
-    experiment: Experiment, params: Any, images: np.ndarray, way: Walk | None = None
-) -> np.ndarray:
-    """x0, xT, direct and iterates of the config's sampler for uint8 `images`; uint8 `[., ., 3]`.
+def walk(run: Run, images: np.ndarray, count: int) -> Walk:
+    """Return the way from xT of uint8 `images` to x0 with the config's sampler.
 
     Args:
-      way: the walk of these images, if it is known.
+      count: at how many times, at most, it is seen.
     """
-    way = walk(experiment, params, images, _STAGES) if way is None else way
-    places = np.unique(np.linspace(0, len(way.times) - 1, _STAGES).round().astype(int))
-    ends = np.array([experiment.T, 0])
-    xT, restored = _iterates(experiment, params, images, Partial(direct), ends)
-    columns = [from_uint8(images), xT, restored, *way.iterates[places[1:]]]
-    name = experiment.config.sampler.name
-    titles = ["x0", f"xT, T={experiment.T}", "direct"]
-    titles += [f"{name} t={way.times[place]}" for place in places[1:]]
+    times = times_between(run.T, run.experiment.steps)
+    marks = marks_of(make_sampler(run.config), times, count)
+    return Walk(marks.tolist(), _iterates(run, images, None, marks))
+
+
+def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarray:
+    """Draw x0, xT, direct and iterates of the config's sampler for uint8 `images`.
+
+    Args:
+      known: the walk of these images, if it is known.
+
+    Returns:
+      One picture, uint8 `[height, width, 3]`.
+    """
+    known = walk(run, images, _STAGES) if known is None else known
+    places = np.unique(np.linspace(0, len(known.times) - 1, _STAGES).round().astype(int))
+    xT, restored = _iterates(run, images, "direct", np.array([run.T, 0]))
+    columns = [from_uint8(images), xT, restored, *known.iterates[places[1:]]]
+    titles = ["x0", f"xT, T={run.T}", "direct"]
+    titles += [f"{run.config.sampler.name} t={known.times[place]}" for place in places[1:]]
     return grid([to_host(c) for c in columns], titles)
 
 
-def _iterates(
-    experiment: Experiment, params: Any, images: np.ndarray, sampler: Sampler, marks: np.ndarray
-) -> np.ndarray:
-    """The walk's images at the times `marks`; `[marks, B, H, W, C]`."""
-    times = times_between(experiment.T, experiment.steps)
-    x0, keys = _images_and_keys(experiment, images)
-    xT = experiment.network_input(
-        jax.vmap(experiment.degrade, (0, None, 0))(x0, experiment.T, keys)
-    )
-    common = (experiment.restore, experiment.degrade, params, xT, keys, times)
-    return to_host(run_sampler(sampler, *common, marks)[1])
+def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarray) -> np.ndarray:
+    """Return the walk's images at the times `marks`; `[marks, B, H, W, C]`."""
+    times = times_between(run.T, run.experiment.steps)
+    x0, keys = _images_and_keys(run.experiment, images)
+    restoration = run.restoration(run.params, sampler)
+    return to_host(degrade_and_restore(restoration, x0, keys, times, marks)[1])
 
 
 def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:

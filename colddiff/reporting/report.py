@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from colddiff.evaluation.evaluate import Report, Row, load_test_images
-from colddiff.experiment.build import Experiment
 from colddiff.images import mosaic
+from colddiff.inference.run import Run
 from colddiff.reporting import page, plots
 from colddiff.reporting.pictures import picture, walk
 from colddiff.runtime.devices import is_first_host
@@ -182,9 +182,7 @@ def _name(kind: str) -> str:
     return f"{score.upper()} {space}".strip()
 
 
-def write(
-    report: Report, experiment: Experiment, params: Any, workdir: Path, *, name: str = "report"
-) -> Path:
+def write(report: Report, run: Run, *, name: str = "report") -> Path:
     """Writes NAME.json, NAME.md and NAME.html; and samples.png, if anything was restored.
 
     Of several hosts all must call it, and the first writes.
@@ -195,6 +193,7 @@ def write(
     Returns:
       Their folder, `workdir/evaluation/STEP`.
     """
+    workdir = run.workdir
     folder = workdir / "evaluation" / f"{report.step:07d}"
     reports = {workdir.name: report}
     sections, pictures = [table(reports)], {}
@@ -203,10 +202,10 @@ def write(
             pictures[f"{name}-{file_name(kind)}.png"] = plot
             sections.append(page.Picture(kind, plot))
     if len(report.rows) > 1:
-        images = load_test_images(experiment.config, experiment.config.eval.pictures)
-        way = walk(experiment, params, images, _FRAMES)
-        pictures["samples.png"] = samples = picture(experiment, params, images, way)
-        title = f"From xT to x0: {TITLES[experiment.config.sampler.name]}"
+        images = load_test_images(run.config, run.config.eval.pictures)
+        way = walk(run, images, _FRAMES)
+        pictures["samples.png"] = samples = picture(run, images, way)
+        title = f"From xT to x0: {TITLES[run.config.sampler.name]}"
         sections.append(page.Walk(title, way.times, [mosaic(x) for x in way.iterates]))
         sections.append(page.Picture("Restored images", samples))
     if not is_first_host():

@@ -3,9 +3,10 @@
 What a step computes is in `colddiff.training.step`.
 """
 
-import functools
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -13,8 +14,8 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
-from orbax.checkpoint import CheckpointManager
 
+from colddiff.data.sources import Images
 from colddiff.evaluation import evaluate
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import Experiment, build
@@ -28,7 +29,6 @@ from colddiff.runtime.devices import (
     create_mesh,
     host_rows,
     is_first_host,
-    replicate,
     to_host,
 )
 from colddiff.runtime.errors import UserError
@@ -45,7 +45,7 @@ from colddiff.training.examples import (
     train_batches,
 )
 from colddiff.training.scoring import load_truth, score
-from colddiff.training.step import Metrics, make_train_step
+from colddiff.training.step import Metrics, TrainStep, make_train_step
 
 
 def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> bool:
@@ -65,7 +65,6 @@ def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> 
     """
     experiment = build(config)
     mesh = create_mesh(config.mesh.fsdp)
-    experiment = experiment._replace(degrade=replicate(experiment.degrade, mesh))
     host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
     check_shared(workdir)
     with alone(workdir):
@@ -97,23 +96,30 @@ def _train(
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     checkpoint.set_scores_aside(workdir)
     settings = config.train
+    meter = Meter(
+        "train",
+        total=settings.num_steps,
+        start=start,
+        images_per_step=settings.batch_size * settings.accumulation,
+    )
+    logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
+    batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
     with (
         Stop(mesh) as stop,
         checkpoint.open_manager(
             workdir, keep=settings.checkpoints_kept, best=settings.best
         ) as manager,
+        EventLog(workdir / "tensorboard", start=start) as events,
+        meter,
     ):
-        logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
-        batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
-        keep = functools.partial(keep_batch, config, images, workdir)
-        finished = _loop(
-            experiment, mesh, state, batches, pictured, truth, manager, stop, keep, workdir
-        )
+        run = Run(experiment, None, start, workdir)
+        loop = _Loop(run, images, pictured, truth, stop, manager, events, meter)
+        finished = loop.go_on(state, make_train_step(experiment, mesh), batches)
     return finished and all_hosts(not stop.noted)  # which may have come while the last was saved
 
 
 def _forget(workdir: Path) -> None:
-    """What a run that had no checkpoint yet may have left.
+    """Delete what an earlier run without a checkpoint left in the workdir.
 
     Raises:
       UserError: a file of that name is somebody else's.
@@ -128,103 +134,109 @@ def _forget(workdir: Path) -> None:
     all_hosts(True)  # wait for it
 
 
-def _loop(
-    experiment: Experiment,
-    mesh: jax.sharding.Mesh,
-    state: TrainState,
-    batches: Iterable[jax.Array],
-    pictured: np.ndarray,
-    truth: evaluate.Truth | None,
-    manager: CheckpointManager,
-    stop: Stop,
-    keep: Callable[[int], Path],
-    workdir: Path,
-) -> bool:
-    """Step, log, picture (of the images `pictured`), score, save, until the batches end.
+@dataclass
+class _Loop:
+    """What the steps of a training need and write to.
 
-    Or until it is to stop: then it saves, and says False. `keep` writes the images of a step down.
+    Attributes:
+      run: whose parameters are those of the step in progress.
+      images: of the training split.
+      pictured: test images that are drawn, restored, uint8 `[N, H, W, C]`.
+      truth: what checkpoints are scored against; None if they are not scored.
     """
-    settings = experiment.config.train
-    start = int(state.step)
-    train_step = make_train_step(experiment, mesh)
-    images_per_step = settings.batch_size * settings.accumulation
-    meter = Meter("train", total=settings.num_steps, start=start, images_per_step=images_per_step)
-    metrics = []
-    with EventLog(workdir / "tensorboard", start=start) as events, meter:
-        for step, images in enumerate(meter.waiting_for(batches), start + 1):
+
+    run: Run
+    images: Images
+    pictured: np.ndarray
+    truth: evaluate.Truth | None
+    stop: Stop
+    manager: checkpoint.Manager
+    events: EventLog
+    meter: Meter
+
+    def go_on(self, state: TrainState, train_step: TrainStep, batches: Iterable[jax.Array]) -> bool:
+        """Step, log, draw, score and save until the batches end.
+
+        Returns:
+          Whether they came to their end; False if the run was told to stop, which saves it.
+        """
+        settings, metrics = self.run.config.train, []
+        for step, images in enumerate(self.meter.waiting_for(batches), self.run.step + 1):
             last = step == settings.num_steps
-            state, step_metrics = train_step(state, images, experiment.degrade)
+            state, step_metrics = train_step(state, images, self.run.degrade)
             metrics.append(step_metrics)
             # One step in flight while the next is prepared; no more, so that times are true.
             jax.block_until_ready(metrics[-2:-1])
-            meter.advance()
-            stopping = stop.wanted() and not last
+            self.meter.advance()
+            stopping = self.stop.wanted() and not last
             saves = step % settings.checkpoint_every == 0 or last or stopping
             if step % settings.log_every == 0 or saves:
-                _log(events, meter, step, metrics, keep)
+                self._log(step, metrics)
                 metrics = []
-            draws = settings.sample_every and not stopping
-            if draws and (step % settings.sample_every == 0 or last):
-                run = Run(experiment, state.ema_params, step, workdir)
-                for name, picture in _pictures(run, pictured).items():
-                    if is_first_host():
-                        save_png(workdir / name / f"{step:07d}.png", picture)
-                    events.picture(name, picture, step)
+            self.run = dataclasses.replace(self.run, params=state.ema_params, step=step)
+            draws = settings.sample_every and (step % settings.sample_every == 0 or last)
+            if draws and not stopping:
+                self._draw()
             if saves:
-                scores = None
-                if truth is not None and not stopping:
-                    try:
-                        scores = score(experiment, state, truth, workdir, stop)
-                    except StoppedError:
-                        logging.warning("checkpoint %d has no scores", step)
-                        stopping = not last
-                for name, value in (scores or {}).items():
-                    events.scalar(f"test/{name}", value, step)
-                events.flush()
-                checkpoint.save(manager, state, experiment.config, scores)
-            if stopping:
+                stopping = self._save(state, score_it=not stopping) or stopping
+            if stopping and not last:
                 logging.info("stopped at step %d; the same command goes on from there", step)
                 return False
-    return True
+        return True
+
+    def _log(self, step: int, metrics: list[Metrics]) -> None:
+        """Write the means since the last log to TensorBoard and the progress line.
+
+        Raises:
+          UserError: a metric is not finite; nothing of that step is saved.
+        """
+        values = jax.device_get(metrics)
+        for at, found in enumerate(values, step - len(values) + 1):
+            if not all(map(math.isfinite, found.values())):
+                told = ", ".join(f"{name} {float(value):g}" for name, value in found.items())
+                path = keep_batch(self.run.config, self.images, self.run.workdir, at)
+                raise UserError(
+                    f"the training diverged at step {at}: {told}. Its images are in {path}; the "
+                    "last checkpoint is from before. Try a lower config.train.learning_rate, in "
+                    "another workdir if this comes again"
+                )
+        means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        for name, value in (means | {"waiting_for_data": self.meter.waited()}).items():
+            self.events.scalar(f"train/{name}", value, step)
+        self.events.flush()
+        self.meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))
+
+    def _draw(self) -> None:
+        """Write pictures to the workdir and to TensorBoard."""
+        for name, picture in _pictures(self.run, self.pictured).items():
+            if is_first_host():
+                save_png(self.run.workdir / name / f"{self.run.step:07d}.png", picture)
+            self.events.picture(name, picture, self.run.step)
+
+    def _save(self, state: TrainState, *, score_it: bool) -> bool:
+        """Save a checkpoint, with its scores; return whether the run was told to stop meanwhile."""
+        scores, stopping = {}, False
+        if self.truth is not None and score_it:
+            try:
+                scores = score(self.run, self.truth, self.stop)
+            except StoppedError:
+                logging.warning("checkpoint %d has no scores", self.run.step)
+                stopping = True
+        for name, value in scores.items():
+            self.events.scalar(f"test/{name}", value, self.run.step)
+        self.events.flush()
+        checkpoint.save(self.manager, state, self.run.config, scores or None)
+        return stopping
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Of restored `images`, and, if there is a prior, of as many generated ones, squared.
+    """Draw the restored images and, if there is a prior, up to N² generated ones.
 
-    But of no more than one batch of evaluation, which is what fits into memory.
+    No more than one batch of evaluation, which is what fits into memory.
     """
-    drawn = {"samples": pictures.picture(run.experiment, run.params, images)}
+    drawn = {"samples": pictures.picture(run, images)}
     if run.prior is not None:
         count = min(len(images) ** 2, run.config.eval.batch_size)
         x0 = run.generate(run.params, range(count))
         drawn["generated"] = mosaic(to_host(x0))
     return drawn
-
-
-def _log(
-    events: EventLog,
-    meter: Meter,
-    step: int,
-    metrics: list[Metrics],
-    keep: Callable[[int], Path],
-) -> None:
-    """Means since the last log, to TensorBoard and the progress line.
-
-    Raises:
-      UserError: one of them is no finite number, so that what it led to is never saved.
-    """
-    values = jax.device_get(metrics)
-    for at, found in enumerate(values, step - len(values) + 1):
-        if not all(map(math.isfinite, found.values())):
-            told = ", ".join(f"{name} {float(value):g}" for name, value in found.items())
-            path = keep(at)
-            raise UserError(
-                f"the training diverged at step {at}: {told}. Its images are in {path}; the last "
-                "checkpoint is from before. Try a lower config.train.learning_rate, in another "
-                "workdir if this comes again"
-            )
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    for name, value in (means | {"waiting_for_data": meter.waited()}).items():
-        events.scalar(f"train/{name}", value, step)
-    events.flush()
-    meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))

@@ -3,14 +3,11 @@
 The scores themselves are those of `colddiff.evaluation.evaluate`.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from colddiff.evaluation import evaluate
 from colddiff.evaluation.metrics import SSIM_WINDOW
-from colddiff.experiment.build import Experiment
-from colddiff.experiment.state import TrainState
+from colddiff.inference.run import Run
 from colddiff.reporting import report
 from colddiff.runtime.devices import (
     is_first_host,
@@ -21,10 +18,10 @@ from colddiff.runtime.stop import Stop
 
 
 def load_truth(config: ConfigDict) -> evaluate.Truth | None:
-    """What checkpoints are scored against; None if they are not.
+    """Return what checkpoints are scored against; None if they are not scored.
 
     Raises:
-      UserError: there is a score to find the best one by, and it will not be measured.
+      UserError: `train.best` names a score that will not be measured.
     """
     count, best = config.train.scored, config.train.best
     if not count:
@@ -48,29 +45,24 @@ def load_truth(config: ConfigDict) -> evaluate.Truth | None:
     return evaluate.load_truth(config, count)
 
 
-def score(
-    experiment: Experiment, state: TrainState, truth: evaluate.Truth, workdir: Path, stop: Stop
-) -> dict[str, float]:
-    """Of the averaged parameters; added to evolution.json and its pictures.
+def score(run: Run, truth: evaluate.Truth, stop: Stop) -> dict[str, float]:
+    """Score a checkpoint, and add the scores to evolution.json and its plots.
 
     Raises:
-      StoppedError: they took too long for a run that is to stop.
+      StoppedError: the run is to stop before all images are scored.
     """
-    step = int(state.step)
-    found = evaluate.evaluate(
-        experiment, state.ema_params, step, truth=truth, counts=(), between=stop.check
-    )
-    scores = report.scores_of(found)
-    path = workdir / "evolution.json"
+    measured = evaluate.evaluate(run, truth=truth, counts=(), between=stop.check)
+    scores = report.scores_of(measured)
+    path = run.workdir / "evolution.json"
     before = read_json(path) or {}
     # A run that went on from an earlier checkpoint measures what came after it anew; scores of
     # another number of images are not of the same curve.
     same = before.get("num_images") == len(truth.images)
-    kept = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < step}
-    evolution = {"num_images": len(truth.images), "scores": kept | {str(step): scores}}
+    earlier = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < run.step}
+    evolution = {"num_images": len(truth.images), "scores": earlier | {str(run.step): scores}}
     if not is_first_host():
         return scores
     write_json(path, evolution)
     for kind, picture in report.evolution_plots(evolution).items():
-        save_png(workdir / "evolution" / f"{report.file_name(kind)}.png", picture)
+        save_png(run.workdir / "evolution" / f"{report.file_name(kind)}.png", picture)
     return scores
