@@ -120,6 +120,27 @@ def test_folder_is_resized_and_centre_cropped(tmp_path):
     assert np.abs(images[:, :, 1:-1].astype(int) - 200).max() <= 8  # JPEG; the edges are mixed
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (12, 20), (20, 12)])
+@pytest.mark.parametrize("size", [4, 24])
+def test_the_middle_square_is_resized_by_a_triangle_filter(tmp_path, shape, size):
+    """Noise, against NumPy: a filter twice as wide as a pixel of the coarser of the two grids."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "train" / "a.png")
+    [found] = sources.load(f"folder:{tmp_path}", "train", size=size, channels=1)
+
+    def weights(n):
+        centres = n / 2 + 12 * ((np.arange(size)[:, None] + 0.5) / size - 0.5)
+        distances = np.abs(np.arange(n) + 0.5 - centres)
+        triangles = np.maximum(1 - distances / max(12 / size, 1), 0)
+        return triangles / triangles.sum(axis=1, keepdims=True)
+
+    high, wide = shape
+    expected = weights(high) @ pixels @ weights(wide).T
+    np.testing.assert_allclose(found[..., 0], expected, atol=1.1)  # it rounds after each axis
+
+
 def test_folder_files_may_be_nested_and_of_any_mode(tmp_path):
     write_images(tmp_path, ["a/1.png", "a/b/2.JPG", "a/b/c/3.jpeg"])
     write_images(tmp_path, ["gray.png"], mode="L")
@@ -160,6 +181,35 @@ def test_folder_split_is_fixed_disjoint_and_complete(tmp_path):
     with pytest.raises(UserError, match="train holds no PNG or JPEG file"):
         load("train")
     assert len(load("test")) == 1
+
+
+def test_neither_split_of_a_folder_is_ever_empty(tmp_path):
+    """Even if, by their names alone, all files belong to one split."""
+    names = [f"{i:03d}.png" for i in range(60)]
+    write_images(tmp_path / "all", names)
+    for i, split in enumerate(sources.SPLITS):
+        members = sources.load(f"folder:{tmp_path}/all", split, size=4, channels=3)[:, 0, 0, 0]
+        write_images(tmp_path / split, [names[k] for k in members])
+        assert len(members) > 2
+        counts = [
+            len(sources.load(f"folder:{tmp_path}/{split}", s, size=4, channels=3))
+            for s in sources.SPLITS
+        ]
+        assert counts[1 - i] == 1 and counts[i] == len(members) - 1
+
+
+def test_the_fingerprint_of_a_folder_tells_sizes_and_names(tmp_path):
+    write_images(tmp_path, ["train/a.png", "train/b.png", "test/c.png"])
+    fingerprint = lambda: sources.fingerprint(f"folder:{tmp_path}", "train", 3)  # noqa: E731
+    first, path = fingerprint(), tmp_path / "train" / "b.png"
+    assert fingerprint() == first
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0")
+    assert fingerprint() != first
+    path.write_bytes(whole)
+    assert fingerprint() == first
+    path.rename(path.with_name("d.png"))
+    assert fingerprint() != first
 
 
 @pytest.mark.parametrize("cache", [True, False])

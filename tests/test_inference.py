@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_generator_config
 from jax.tree_util import Partial
+from sklearn.mixture import GaussianMixture
 
 import colddiff
+from colddiff.data import sources
+from colddiff.experiment.build import build
+from colddiff.inference.run import load_prior
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import ddim, image_keys, naive, tacos, times_between
 
@@ -51,6 +56,25 @@ def test_times_iterates_and_functions_of_ones_own(run, x0):
     expected, marked = naive(*arguments, [3, 0])
     np.testing.assert_allclose(found, expected, atol=APART)
     np.testing.assert_allclose(iterates, marked, atol=APART)
+
+
+def test_the_seed_decides_where_the_fit_of_the_prior_begins(tmp_path):
+    """Against scikit-learn: EM of the block means, on [-1, 1]."""
+    config = tiny_generator_config()
+    config.prior.update({"size": 2, "components": 5})
+    config.data.train_split = "test"  # the smaller one
+    experiment = build(config)
+    images = sources.load("digits", "test", size=16, channels=1)
+    values = images.reshape(-1, 2, 8, 2, 8).mean(axis=(2, 4)).reshape(-1, 4) / 127.5 - 1
+    fits = []
+    for config.seed in (1, 2):
+        load_prior(experiment, tmp_path / str(config.seed))
+        [path] = (tmp_path / str(config.seed) / "prior").iterdir()
+        with np.load(path) as arrays:
+            found = arrays["means"].reshape(5, 4)
+        fits.append(GaussianMixture(5, random_state=config.seed).fit(values).means_)
+        np.testing.assert_allclose(found, fits[-1], atol=1e-3)
+    assert np.abs(fits[0] - fits[1]).max() > 0.1  # where it begins decides where it ends
 
 
 def test_batches_of_any_size_on_any_device(run, x0):

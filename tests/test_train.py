@@ -9,20 +9,22 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny_config, tiny_generator_config
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from PIL import Image
 from tensorboard_events import read_events
 
 import colddiff
+from colddiff.data.batches import batches
 from colddiff.evaluation import evaluate
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import build
-from colddiff.experiment.state import init_state
+from colddiff.experiment.state import TrainState, init_state
 from colddiff.images import to_uint8
 from colddiff.runtime.devices import create_mesh
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import image_keys
-from colddiff.training.examples import make_example
+from colddiff.training.examples import check_data, make_example, train_batches
 from colddiff.training.loop import train
 from colddiff.training.step import make_train_step
 
@@ -76,6 +78,69 @@ def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
     average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, before.params, params)
     jax.tree.map(close, found.ema_params, average, grads)
     assert int(found.step) == 1
+
+
+def test_the_learning_rate_follows_its_schedule(config):
+    """Where the gradient is always 1, a step of Adam is the learning rate."""
+    config.train.num_steps = 8
+    cosine = (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    for config.train.lr_schedule, shares in (("constant", np.ones(8)), ("cosine", cosine)):
+        optimizer, updates = build(config).optimizer, []
+        state = optimizer.init(jnp.zeros(()))
+        for _ in range(8):
+            update, state = optimizer.update(jnp.ones(()), state)
+            updates.append(-float(update))
+        np.testing.assert_allclose(updates, config.train.learning_rate * shares, rtol=1e-3)
+
+
+def test_no_two_draws_of_training_share_a_key(config, monkeypatch):
+    """Corner, mirroring, severity and pattern of every image, and dropout of every batch.
+
+    Not in different steps, nor with different seeds.
+    """
+    config.data.update({"crop_margin": 2, "flip": True})
+    config.train.update({"batch_size": 4, "accumulation": 2})
+    keys = []
+
+    def note(key):
+        jax.debug.callback(
+            lambda words: keys.append(tuple(words.tolist())), jax.random.key_data(key)
+        )
+
+    def noting(draw):
+        return lambda key, *args, **settings: (note(key), draw(key, *args, **settings))[1]
+
+    class Model:
+        def init(self, key, images, t):
+            return {"params": {"scale": jnp.ones(())}}
+
+        def apply(self, variables, xt, t, train, rngs):
+            note(rngs["dropout"])
+            return variables["params"]["scale"] * xt
+
+    degrade = Partial(lambda x0, t, key: (note(key), x0)[1])
+    experiment, mesh = build(config)._replace(model=Model(), degrade=degrade), create_mesh()
+    images = some_images(2, 4, 18, 18)
+    for name in ("randint", "bernoulli"):
+        monkeypatch.setattr(jax.random, name, noting(getattr(jax.random, name)))
+    for config.seed in (1, 2):
+        step, state = make_train_step(experiment, mesh), init_state(experiment, mesh)
+        for _ in range(2):
+            state, _ = step(state, images, degrade)
+    jax.effects_barrier()
+    assert len(keys) == 2 * 2 * (2 * 4 * 4 + 2)  # seeds × steps × (images × 4 + batches)
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_seed_decides_the_order_of_the_images(config):
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None]
+    orders = []
+    for config.seed in (1, 2):
+        found = np.stack(list(train_batches(config, create_mesh(), images, start=0, stop=5)))
+        expected = list(batches(images, 8, seed=config.seed, start=0, stop=5))
+        assert np.array_equal(found, expected)
+        orders.append(found.ravel().tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40)) and orders[0] != orders[1]
 
 
 def test_every_step_draws_anew_and_dropout_acts(config):
@@ -270,6 +335,37 @@ def test_what_may_change_when_a_run_goes_on(config, tmp_path, changes, refused, 
         assert any(f"going on with another train.{field}: " in text for text in said)
 
 
+def test_what_the_images_and_the_model_are_may_not_change(config, tmp_path):
+    """The images may change when a run is loaded, but not their shape and their levels."""
+    model = {"data.channels": 3, "data.image_size": 32, "data.eight_bit": True, "model.width": 16}
+    images = {
+        "data.source": "color_digits",
+        "data.flip": True,
+        "data.pad": 1,
+        "data.crop": "center",
+    }
+    for field, value in (model | images).items():
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        for fields in (checkpoint.SAME_MODEL, checkpoint.SAME_RUN):
+            if fields == checkpoint.SAME_MODEL and field in images:
+                checkpoint.check_same(fields, config, other, tmp_path)
+                continue
+            with pytest.raises(UserError, match=rf"\n  {field}: \S+ there, \S+ here"):
+                checkpoint.check_same(fields, config, other, tmp_path)
+
+
+def test_another_image_among_a_few_is_noticed(config, tmp_path):
+    images = some_images(5, 16, 16)
+    check_data(config, images, tmp_path)
+    check_data(config, images.copy(), tmp_path)
+    for i in range(5):
+        others = images.copy()
+        others[i, 3, 7] ^= 1
+        with pytest.raises(UserError, match="are not those that"):
+            check_data(config, others, tmp_path)
+
+
 def test_one_batch_of_two_is_the_same_step_as_two_of_one(config):
     """So that a smaller batch with more accumulation may go on: same images, patterns, gradient."""
     found, images = [], some_images(8, 16, 16)
@@ -379,6 +475,20 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     assert list(evolution["scores"]) == ["2", "4", "5"]
     with pytest.raises(UserError, match=r"no checkpoint in .* has the score direct/rmse"):
         colddiff.load(tmp_path, step="best")
+
+
+def test_the_best_checkpoint_has_the_highest_ssim_or_psnr_or_the_lowest_error(config, tmp_path):
+    """Step 2 is, of 1, 2 and 3: neither the first nor the last."""
+    with checkpoint.open_manager(tmp_path, keep=3, best="tacos/rmse") as manager:
+        for step, off in ((1, 0.3), (2, 0.1), (3, 0.2)):
+            scores = {"tacos/rmse": off, "tacos/fd/pca": 9 * off, "tacos/kd/pca": off - 0.2}
+            scores |= {"tacos/psnr": -20 * np.log10(off), "tacos/ssim": 1 - off}
+            arrays = {"w": jnp.full(2, off)}
+            state = TrainState(jnp.int32(step), arrays, arrays, arrays)
+            checkpoint.save(manager, state, config, scores)
+    for score in scores:
+        with checkpoint.open_manager(tmp_path, best=score) as manager:
+            assert (score, manager.best_step()) == (score, 2)
 
 
 @pytest.mark.parametrize(
