@@ -8,15 +8,21 @@ import pytest
 
 from colddiff.runtime import files
 from colddiff.runtime.errors import UserError
-from colddiff.runtime.files import file_system_failed, patiently, read_json, whole, write_json
+from colddiff.runtime.files import (
+    atomic_write,
+    file_system_failed,
+    patiently,
+    read_json,
+    write_json,
+)
 
 
 def test_a_file_appears_when_it_is_finished(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"one")
         assert not path.exists()
-        with whole(path) as other:  # of another process, say
+        with atomic_write(path) as other:  # of another process, say
             other.write(b"two")
         assert path.read_bytes() == b"two"
     assert path.read_bytes() == b"one"
@@ -26,7 +32,7 @@ def test_a_file_appears_when_it_is_finished(tmp_path):
 def test_an_error_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"before")
-    with pytest.raises(ValueError, match="half way"), whole(path) as file:
+    with pytest.raises(ValueError, match="half way"), atomic_write(path) as file:
         file.write(b"after")
         raise ValueError("half way")
     assert path.read_bytes() == b"before"
@@ -42,7 +48,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         fsync(number)
 
     monkeypatch.setattr(files.os, "fsync", noting)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"one")
     assert sizes == [(3, False)]
 

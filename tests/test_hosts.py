@@ -27,7 +27,7 @@ import colddiff
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import build
 from colddiff.experiment.state import init_state
-from colddiff.runtime.devices import create_mesh, shared
+from colddiff.runtime.devices import create_mesh, fsdp_shardings
 from colddiff.runtime.errors import UserError
 
 FLAGS = (
@@ -285,7 +285,7 @@ def test_devices_share_a_state(config):
     for a, b in zip(*map(jax.tree.leaves, (whole, parts)), strict=True):
         np.testing.assert_array_equal(a, b)
     tree = {"a": jnp.zeros((4, 3, 8)), "b": jnp.zeros((3, 5)), "c": jnp.zeros(())}
-    specs = {name: sharding.spec for name, sharding in shared(tree, create_mesh(4)).items()}
+    specs = {name: sharding.spec for name, sharding in fsdp_shardings(tree, create_mesh(4)).items()}
     assert specs == {
         "a": PartitionSpec(None, None, "fsdp"),
         "b": PartitionSpec(),

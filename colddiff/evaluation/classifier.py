@@ -28,7 +28,7 @@ from colddiff.data import sources
 from colddiff.images import from_uint8
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import whole
+from colddiff.runtime.files import atomic_write
 from colddiff.runtime.progress import Meter
 
 Params = Mapping[str, Any]
@@ -267,7 +267,7 @@ def _order(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
 def _write(path: Path, params: Params, reached: float, identity: str) -> None:
     arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
     named = {_PARAMS + k: v for k, v in arrays.items()}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, identity=identity, accuracy=reached, digest=_digest(arrays), **named)
 
 

@@ -48,7 +48,7 @@ class Gap(NamedTuple):
     test: float
 
 
-class Row(NamedTuple):
+class SetRow(NamedTuple):
     """The measures of one set of images.
 
     Attributes:
@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
     """
 
     source: str
-    rows: list[Row]
+    rows: list[SetRow]
     settings: dict[str, Any]
     picture: np.ndarray
 
@@ -142,13 +142,13 @@ def _row(
     spaces: Sequence[Features],
     own: Sequence[Collected],
     truth: Sequence[Sequence[Collected]],
-) -> Row:
+) -> SetRow:
     """Of a set with what is kept of it, and of the data's splits, in each space."""
     gaps = []
     for space, found, splits in zip(spaces, own, truth, strict=True):
         distances = [metrics.frechet_distance(found.gaussian, split.gaussian) for split in splits]
         gaps.append(Gap(space.name, *distances))
-    return Row(title, count, gaps, _pairwise(images[:_PAIRS_OF]))
+    return SetRow(title, count, gaps, _pairwise(images[:_PAIRS_OF]))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -28,7 +28,7 @@ from colddiff.evaluation import classifier, inception, metrics
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import all_hosts, create_mesh, replicate, split_rows, to_host
 from colddiff.runtime.errors import UserError, first_line, unknown_name
-from colddiff.runtime.files import whole
+from colddiff.runtime.files import atomic_write
 from colddiff.runtime.progress import Meter
 
 _COMPONENTS = 32
@@ -167,7 +167,7 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
         batches = (images[order[i : i + _BATCH]] for i in range(0, len(order), _BATCH))
         found = collect(features, batches, total=len(images))
         moments = found.moments[found.count]
-        with whole(path) as file:
+        with atomic_write(path) as file:
             np.savez(file, identity=text, first=found.first, **moments._asdict())
         logging.info("statistics of %s, split %s: %s", source, split, path)
     try:

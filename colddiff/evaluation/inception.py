@@ -24,7 +24,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import whole
+from colddiff.runtime.files import atomic_write
 from colddiff.runtime.pth import read_pth
 
 NAME = "inception-2015-12-05"
@@ -73,7 +73,7 @@ def load(folder: Path) -> Params:
     converted = folder / f"{NAME}.npz"
     if not converted.exists():
         flat = flatten_dict(convert(read_pth(_original(folder / FILE))), sep=".")
-        with whole(converted) as file:
+        with atomic_write(converted) as file:
             np.savez(file, checksum=_checksum(flat), **flat)
         logging.info("converted the weights of %s: %s", NAME, converted)
     return jax.tree.map(jnp.asarray, _read(converted))
@@ -325,7 +325,7 @@ def _download(path: Path) -> None:
     logging.info("downloading %s, %d MB, to %s", URL, SIZE // 10**6, path)
     done = 0
     try:
-        with whole(path) as file, urllib.request.urlopen(URL, timeout=_TIMEOUT) as answer:
+        with atomic_write(path) as file, urllib.request.urlopen(URL, timeout=_TIMEOUT) as answer:
             while piece := answer.read(_PIECE):
                 file.write(piece)
                 done += len(piece)

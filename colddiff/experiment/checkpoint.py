@@ -24,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from colddiff.experiment.checksums import checksums
 from colddiff.experiment.state import TrainState
 from colddiff.experiment.user_code import source_hashes
-from colddiff.runtime.devices import all_hosts, is_first_host
+from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import StorageError, UserError, first_line
 from colddiff.runtime.files import file_system_failed, patiently, read_json, write_json
 
@@ -177,7 +177,7 @@ def save(
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state.replace(ema_params=None)),
         ema_params=ocp.args.StandardSave(state.ema_params),
-        config=ocp.args.JsonSave(as_json(config)),
+        config=ocp.args.JsonSave(config_json(config)),
         checksums=ocp.args.JsonSave(_checksums(state)),
     )
     with _writing(manager):
@@ -221,7 +221,7 @@ def restore_last(workdir: Path, like: TrainState) -> TrainState:
     for step, error in damaged:
         logging.warning("%s", error)
         _set_aside(workdir / "checkpoints" / str(step), workdir / "damaged" / str(step))
-    all_hosts(True)  # wait for it
+    barrier()
     return state
 
 
@@ -230,7 +230,7 @@ def set_scores_aside(workdir: Path) -> None:
     for folder, error in list(_damaged_scores(workdir)):
         logging.warning("%s cannot be read: %s", folder, error)
         _set_aside(folder, workdir / "damaged" / f"{folder.parent.name}-scores")
-    all_hosts(True)  # wait for it
+    barrier()
 
 
 def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
@@ -408,7 +408,7 @@ def check_source(workdir: Path, config: ConfigDict, *, accept: bool, new: bool) 
             write_json(path, hashes)
         elif path.exists():
             path.unlink()
-    all_hosts(True)  # wait for it
+    barrier()
 
 
 def source_changes(workdir: Path, config: ConfigDict) -> list[str]:
@@ -420,14 +420,14 @@ def source_changes(workdir: Path, config: ConfigDict) -> list[str]:
     return [f"{k}: sha256 {then.get(k)} then, {now.get(k)} now" for k in names]
 
 
-def as_json(config: ConfigDict) -> dict[str, Any]:
+def config_json(config: ConfigDict) -> dict[str, Any]:
     """The config in JSON's types: tuples are lists there."""
     return json.loads(config.to_json())
 
 
 def _fields(config: ConfigDict) -> dict[str, Any]:
     """Return the config's fields by their whole names, with the images a step as one more."""
-    fields = _ADDED | _flat(as_json(config))
+    fields = _ADDED | _flat(config_json(config))
     return fields | {_BATCH: config.train.batch_size * config.train.accumulation}
 
 

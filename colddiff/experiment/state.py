@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from colddiff.experiment.build import Experiment, init_params
-from colddiff.runtime.devices import shared
+from colddiff.runtime.devices import fsdp_shardings
 
 
 @flax.struct.dataclass
@@ -42,7 +42,7 @@ def init_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Where each array of the state lies."""
-    return shared(jax.eval_shape(functools.partial(_initial, experiment)), mesh)
+    return fsdp_shardings(jax.eval_shape(functools.partial(_initial, experiment)), mesh)
 
 
 def _initial(experiment: Experiment) -> TrainState:

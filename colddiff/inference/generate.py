@@ -129,7 +129,7 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What an image depends on besides its seed, in JSON's types."""
-    config = checkpoint.as_json(run.config)
+    config = checkpoint.config_json(run.config)
     settings = {name: config[name] for name in ("degradation", "prior", "sampler")} | {
         "steps": run.experiment.steps,
         "chunk": run.config.eval.chunk,

@@ -30,9 +30,16 @@ from colddiff.experiment.build import (
 )
 from colddiff.images import check_images
 from colddiff.runtime.compiler import network_jit
-from colddiff.runtime.devices import create_mesh, place, replicate, replicated, shared, split_axis
+from colddiff.runtime.devices import (
+    create_mesh,
+    fsdp_shardings,
+    place,
+    replicate,
+    replicated,
+    split_axis,
+)
 from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import read_json, whole
+from colddiff.runtime.files import atomic_write, read_json
 from colddiff.runtime.progress import Meter
 from colddiff.sampling.priors import Mixture, Prior, fit_mixture
 from colddiff.sampling.samplers import (
@@ -362,7 +369,7 @@ def load(
         like = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
-            shared(shapes, mesh),
+            fsdp_shardings(shapes, mesh),
         )
         params = checkpoint.restore_ema(manager, like, step)
     return Run(experiment, params, step, workdir)
@@ -402,7 +409,7 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
         if not path.exists():
             logging.info("fitting the prior to %s, split %s", settings.source, settings.train_split)
             mixture = _fit_mixture(experiment.config, size, components)
-            with whole(path) as file:
+            with atomic_write(path) as file:
                 np.savez(file, images=images, **mixture._asdict())
         try:
             with np.load(path) as arrays:

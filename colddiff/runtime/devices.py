@@ -67,6 +67,11 @@ def all_hosts(yes: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
+def barrier() -> None:
+    """Wait until all hosts have come here; each of them must call it."""
+    all_hosts(True)
+
+
 def check_shared(folder: Path) -> None:
     """Refuses a folder that not all hosts see; each of them must ask.
 
@@ -79,7 +84,7 @@ def check_shared(folder: Path) -> None:
     if is_first_host():
         folder.mkdir(parents=True, exist_ok=True)
         token.touch()
-    all_hosts(True)  # wait for it
+    barrier()
     seen = all_hosts(token.exists())
     if is_first_host():
         token.unlink()
@@ -118,7 +123,7 @@ def split_axis(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXES))
 
 
-def shared(tree: Any, mesh: Mesh) -> Any:
+def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
     """For each array of a state, the sharding that splits its largest axis over 'fsdp' devices.
 
     Of those axes that they can share evenly; an array without one is copied.

@@ -28,7 +28,7 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a damaged folder, not 
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A new binary file, which becomes `path` when the block ends without an error.
 
     It makes the folder. Two processes that write the same path do not meet: the later one stays. A
@@ -104,7 +104,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes it in UTF-8."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -130,12 +130,12 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) 
     first, *rest = (Image.fromarray(f).quantize(dither=Image.Dither.NONE) for f in frames)
     each = round(1000 * seconds / len(frames))
     times = [*[each] * len(rest), each + 1000]
-    with whole(path) as file:
+    with atomic_write(path) as file:
         first.save(file, "gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Writes uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`, making its folder."""
     gray = picture.shape[-1] == 1
-    with whole(path) as file:
+    with atomic_write(path) as file:
         Image.fromarray(picture[..., 0] if gray else picture).save(file, "png")

@@ -20,9 +20,9 @@ from colddiff.data.batches import batches
 from colddiff.degradations import Degrade
 from colddiff.experiment.build import Experiment
 from colddiff.images import from_uint8, mosaic
-from colddiff.runtime.devices import all_hosts, host_rows, is_first_host, to_mesh
+from colddiff.runtime.devices import all_hosts, barrier, host_rows, is_first_host, to_mesh
 from colddiff.runtime.errors import UserError
-from colddiff.runtime.files import read_json, save_png, whole, write_json
+from colddiff.runtime.files import atomic_write, read_json, save_png, write_json
 
 PIXELS = "pixels of some"  # what only our data.json says
 _LOOKED_AT = 64  # images whose pixels tell whether they are still the same
@@ -60,7 +60,7 @@ def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: 
     path = workdir / "diverged" / f"{step:07d}.npz"
     if is_first_host():
         [batch] = _batches(config, images, start=step - 1, stop=step)
-        with whole(path) as file:
+        with atomic_write(path) as file:
             np.savez(file, images=batch)
         flat = batch.reshape(-1, *batch.shape[2:])
         save_png(path.with_suffix(".png"), mosaic(from_uint8(flat)))
@@ -80,7 +80,7 @@ def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> Non
     found |= {"images": len(images), PIXELS: pixels.hexdigest()}
     if is_first_host() and not path.exists():
         write_json(path, found)
-    all_hosts(True)  # wait for it
+    barrier()
     began = read_json(path)
     if not all_hosts(began == found):
         began = began or {}

@@ -25,6 +25,7 @@ from colddiff.inference.run import Run, forget_priors, load_prior
 from colddiff.reporting import pictures
 from colddiff.runtime.devices import (
     all_hosts,
+    barrier,
     check_shared,
     create_mesh,
     host_rows,
@@ -131,7 +132,7 @@ def _forget(workdir: Path) -> None:
         forget_priors(workdir)
         for name in ("evolution.json", "data.json"):
             (workdir / name).unlink(missing_ok=True)
-    all_hosts(True)  # wait for it
+    barrier()
 
 
 @dataclass

@@ -17,8 +17,8 @@ from colddiff.experiment.build import Experiment
 from colddiff.experiment.state import TrainState, state_shardings, update_ema
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import (
+    fsdp_shardings,
     replicated,
-    shared,
     split_axis,
 )
 from colddiff.sampling.samplers import image_keys
@@ -64,7 +64,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
             params, total = jax.lax.optimization_barrier((params, total))
             total = jax.tree.map(jnp.add, total, loss_and_grads(number, params))
         loss, grads = jax.tree.map(lambda x: x / accumulation, total)
-        grads = jax.lax.with_sharding_constraint(grads, shared(grads, mesh))
+        grads = jax.lax.with_sharding_constraint(grads, fsdp_shardings(grads, mesh))
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
