@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     # steps: 0 for every t of T..1; a ddim may also have its eta, in 0..1.
     config.sampler = ConfigDict(dict(name="tacos", steps=0))  # direct | naive | tacos | ddim | ddpm
 
-    # Where xT comes from in --mode=generate (colddiff.priors):
+    # Where xT comes from in --mode=generate (colddiff.sampling.priors):
     # dict(name="pattern", noise_std=0.0): what the degradation ends with, noise, colour or image
     # dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002): fitted to size² pixels
     config.prior = ConfigDict(dict(name="none"))
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     evaluation.num_images = 0  # so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures
-    # Spaces for Fréchet and kernel distances (colddiff.features): pixels, pca, classifier (of the
+    # Spaces for Fréchet and kernel distances (colddiff.evaluation.features): pixels, pca, classifier (of the
     # source's labels), inception (FID; downloads its weights).
     evaluation.features = ("pca",)
     evaluation.counts = ()  # sizes of subsets to give Fréchet distances of as well

@@ -1,6 +1,6 @@
 """The training state and its EMA: a copy on each device, or shared among some (FSDP).
 
-Saving is `colddiff.experiment.checkpoint`, computing is `colddiff.train`.
+Saving is `colddiff.experiment.checkpoint`, computing is `colddiff.training`.
 """
 
 import functools
