@@ -156,7 +156,7 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Scores at the checkpoints of training, a curve for each sampler; a picture for each score.
 
     Args:
-      evolution: as `training.scoring` keeps it: `{"num_images": n, "scores": {step: scores_of(.)}}`.
+      evolution: as evolution.json has it: `{"num_images": n, "scores": {step: scores_of(.)}}`.
     """
     by_kind: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for step, scores in evolution.get("scores", {}).items():
