@@ -86,8 +86,8 @@ def get_config() -> ConfigDict:
     evaluation.num_images = 0  # so many of the test split; 0 for all
     evaluation.samplers = ("direct", "naive", "tacos")
     evaluation.pictures = 8  # test images in the pictures
-    # Spaces for Fréchet and kernel distances (colddiff.evaluation.features): pixels, pca, classifier
-    # (of the source's labels), inception (FID; downloads its weights).
+    # Spaces for Fréchet and kernel distances (colddiff/evaluation/features.py): pixels, pca,
+    # classifier (of the source's labels), inception (FID; downloads its weights).
     evaluation.features = ("pca",)
     evaluation.counts = ()  # sizes of subsets to give Fréchet distances of as well
 
