@@ -284,7 +284,7 @@ def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkey
 # Links lead round and round, until the files are put back: no pause is waited for.
 FAILING = """
 import shutil, sys, types
-from colddiff import files
+from colddiff.runtime import files
 pauses, broken, good, count = [], *sys.argv[1:4]
 del sys.argv[1:4]
 def sleep(seconds):
@@ -325,7 +325,7 @@ def test_a_workdir_is_one_process_s(config, tmp_path):
         for _ in range(2):
             with pytest.raises(UserError, match=f"{tmp_path} is in use: {holder}"):
                 train(config, tmp_path)
-        code = "import sys, pathlib, colddiff.lock as lock\n"
+        code = "import sys, pathlib, colddiff.runtime.lock as lock\n"
         code += "with lock.alone(pathlib.Path(sys.argv[1])): pass"
         other = run_program("-c", code, tmp_path)
         assert other.returncode == 1 and holder in other.stderr

@@ -69,7 +69,8 @@ def test_statistics_do_not_depend_on_the_batches(images, convolved):
 def test_statistics_do_not_depend_on_the_devices(tmp_path):
     """One and four, in processes of their own, by a trained classifier: within 1e-9."""
     code = (
-        "import sys, numpy as np; from colddiff import data, features;"
+        "import sys, numpy as np; from colddiff.data import sources;"
+        "from colddiff.evaluation import features;"
         "from configs import blur_digits; c = blur_digits.get_config(); c.data.image_size = 16;"
         "f = features.make_features('classifier', c);"
         "x = sources.load('digits', 'test', size=16, channels=1, limit=101);"

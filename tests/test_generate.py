@@ -349,7 +349,7 @@ def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
 
 def test_a_new_run_fits_its_own_prior(generator, tmp_path, monkeypatch):
     """One that was left behind may be of other images; a run that goes on keeps its own."""
-    monkeypatch.setattr("colddiff.training.scoring.load_truth", lambda config: 1 / 0)
+    monkeypatch.setattr("colddiff.training.loop.load_truth", lambda config: 1 / 0)
     left = tmp_path / "new" / "prior" / "mixture-1x1-1.npz"
     left.parent.mkdir(parents=True)
     np.savez(left, weights=np.ones(1), means=np.full((1, 1, 1, 1), 9.0), factors=np.ones((1, 1, 1)))

@@ -42,7 +42,7 @@ FLAGS = (
 INTERLEAVED = """
 import types, jax, numpy as np
 from jax.sharding import Mesh
-from colddiff import devices
+from colddiff.runtime import devices
 devices.jax = types.ModuleType("jax")
 vars(devices.jax).update(vars(jax))
 devices.jax.devices = lambda: jax.devices()[::2] + jax.devices()[1::2]

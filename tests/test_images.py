@@ -5,6 +5,7 @@ import numpy as np
 from PIL import Image
 
 from colddiff import images
+from colddiff.runtime import files
 
 
 def test_uint8_round_trip_is_exact():
@@ -37,7 +38,7 @@ def test_grid_shows_every_image_in_its_place(tmp_path):
             pixel = picture[header + j * 18 + 8, 2 + i * 18 + 8]
             assert np.array_equal(pixel, images.to_uint8(np.full(3, tones[i, j])))
     assert (picture[:header] < 128).any()  # the titles
-    images.save_png(tmp_path / "new" / "grid.png", picture)
+    files.save_png(tmp_path / "new" / "grid.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), picture)
 
 
@@ -63,7 +64,7 @@ def test_a_mosaic_has_every_image_in_its_place():
 
 def test_a_gif_shows_its_frames_in_their_order(tmp_path):
     frames = [np.full((4, 6, 3), tone, np.uint8) for tone in (0, 100, 200)]
-    images.save_gif(tmp_path / "new" / "a.gif", frames, seconds=3)
+    files.save_gif(tmp_path / "new" / "a.gif", frames, seconds=3)
     with Image.open(tmp_path / "new" / "a.gif") as gif:
         assert gif.n_frames == 3 and gif.size == (6, 4) and gif.info["loop"] == 0
         for i, (tone, duration) in enumerate(((0, 1000), (100, 1000), (200, 2000))):

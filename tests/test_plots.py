@@ -112,7 +112,7 @@ def test_it_leaves_nothing_behind():
     curves({"b": [(1, 1)], "c": [(3, 1)]}, **TEXTS, log_x=True)
     assert np.array_equal(curves({"a": [(1, 1), (2, 2)]}, **TEXTS), first)
     assert first.flags.owndata and first.flags.writeable
-    code = "import sys, matplotlib; from colddiff.plots import curves\n"
+    code = "import sys, matplotlib; from colddiff.reporting.plots import curves\n"
     code += "before = dict(matplotlib.rcParams)\n"
     code += f"curves({{'a': [(1, 1)]}}, log_x=True, **{TEXTS})\n"
     code += "assert dict(matplotlib.rcParams) == before\n"
