@@ -1,7 +1,7 @@
 """Cold diffusion: invert any image degradation, with or without noise (arXiv 2208.09392).
 
 `colddiff.load(workdir)` opens a trained run. The maths (degradations, samplers, networks, metrics,
-images) can be imported alone; it needs neither data sets nor checkpoints installed.
+images) can be imported without the packages that read data sets and checkpoints.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["Run", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `load` and `Run` when they are first asked for."""
+    """Import `load` and `Run` at their first use."""
     if name in __all__:
         from colddiff.inference import run
 

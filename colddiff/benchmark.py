@@ -1,7 +1,7 @@
-"""How fast a config runs on this machine: `--mode=benchmark`.
+"""Benchmark of a config on this machine: `--mode=benchmark`.
 
-Every part is timed in turn, round after round, so that what else the machine does meets all of them
-alike; the table gives the median and the quartiles over the rounds. Nothing is trained or kept.
+Every round times all parts in turn, so that other load on the machine affects all parts alike. The
+table gives the median and the quartiles over the rounds. No training result is saved.
 """
 
 import itertools
@@ -33,21 +33,22 @@ from colddiff.training.examples import load_train_images, train_batches
 from colddiff.training.step import make_train_step
 
 _ROUNDS, _STARTS = 15, 3
-_SIDE = 4096  # of the matrices whose product is the peak
-_LEAST_SECONDS = 0.2  # of a part in a round: a faster one is repeated
-_MOST_SECONDS = 120.0  # spent on a part: after that it leaves out the later rounds
+_SIDE = 4096  # of the matrices whose product measures the peak FLOP/s
+_LEAST_SECONDS = 0.2  # per part and round: a faster part is repeated
+_MOST_SECONDS = 120.0  # per part: after that it skips the later rounds
 _PEAK, _SAMPLING, _NO_NETWORK = "matrix product", "sampling", "sampling, R(x) = x"
 
 
 class Timing(NamedTuple):
-    """One part.
+    """The timing of one part.
 
     Attributes:
-      seconds: of one call, the quartiles over the rounds: lower, median, upper.
-      images: that one call handles; 0 where it handles none.
-      flops: of one call, as the compiler counts them, a loop's body once; 0 where it does not.
-      bytes: of memory that its program needs on a device, its arguments included; 0 if not known.
-      compile_seconds: of its program, which a compilation cache makes short; 0 without one.
+      name: the part's name in the table.
+      seconds: time of one call; lower quartile, median and upper quartile over the rounds.
+      images: number of images in one call; 0 if it handles none.
+      flops: FLOPs of one call as the compiler counts them, a loop's body once; 0 if unknown.
+      bytes: memory that the program needs on a device, with its arguments; 0 if unknown.
+      compile_seconds: compile time, which a compilation cache shortens; 0 without a program.
     """
 
     name: str
@@ -59,18 +60,18 @@ class Timing(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Of the seconds."""
+        """Return the median of the seconds."""
         return self.seconds[1]
 
 
 class Benchmark(NamedTuple):
-    """All timings, with what they depend on.
+    """All timings, and the conditions they depend on.
 
     Attributes:
-      peak: FLOP/s of a large matrix product in the network's dtype, on all devices, the median.
-      waiting: share of the training loop's time that it waits for data, while steps run.
-      outside: share of full sampling that is not the network.
-      compiler_options: of the programs that hold the network (`runtime.compiler`); empty for none.
+      peak: median FLOP/s of a large matrix product in the network's dtype, on all devices.
+      waiting: share of the training loop's time spent waiting for data, while steps run.
+      outside: share of full sampling's time spent outside the network.
+      compiler_options: options for programs with the network (`runtime.compiler`); empty for none.
     """
 
     device: str
@@ -85,7 +86,7 @@ class Benchmark(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """`call()` starts the work and returns arrays to wait for."""
+    """A part to time: `call()` starts the work and returns arrays to wait for."""
 
     name: str
     call: Callable[[], Any]
@@ -95,15 +96,16 @@ class _Part(NamedTuple):
 
 
 def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark:
-    """Times the parts of a config on all devices.
+    """Time the parts of a config on all devices.
 
     Args:
-      arguments: of the command line, with which a start is timed; () to leave it out.
+      config: the config to time.
+      arguments: the command line's config flags, to time starts of the command; () to skip this.
 
     Raises:
       UserError: the config cannot work, or the data cannot be read.
     """
-    starts = _time_starts(arguments) if arguments else []  # while no device is taken
+    starts = _time_starts(arguments) if arguments else []  # before this process takes the devices
     experiment, mesh = build(config), create_mesh()
     images = load_train_images(config)
     batches = train_batches(config, mesh, images, start=0, stop=2**31)
@@ -115,7 +117,7 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
     program, seconds = _compile(train_step, state, batch, experiment.degrade)
 
     def step(batch):
-        nonlocal state  # it is donated
+        nonlocal state  # the step donates it
         state, metrics = program(state, batch, experiment.degrade)
         return metrics
 
@@ -143,7 +145,7 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
 
 
 def _parts(experiment: Experiment, mesh: jax.sharding.Mesh, params: Any) -> Iterator[_Part]:
-    """What is timed besides training, compiled."""
+    """Yield the parts other than the train step and the data."""
     config, T = experiment.config, experiment.T
     dtype, split = jnp.dtype(config.model.dtype), split_axis(mesh, 0)
 
@@ -173,15 +175,15 @@ def _compiled(name: str, images: int, function: Callable, *arguments: Any) -> _P
 
 
 def _compile(function: Any, *arguments: Any) -> tuple[Any, float]:
-    """The compiled program, and how long that took."""
+    """Compile `function` for the arguments; return the program and the seconds it took."""
     begin = time.perf_counter()
     program = function.lower(*arguments).compile()
     return program, time.perf_counter() - begin
 
 
 def _time(parts: Sequence[_Part]) -> dict[str, list[float]]:
-    """Seconds of a call of each part, for each round; slow parts leave out later rounds."""
-    for part in parts:  # the first call may do more than the others
+    """Return the seconds per call of each part, for each round; slow parts skip later rounds."""
+    for part in parts:  # warm up: the first call may compile
         jax.block_until_ready(part.call())
     times: dict[str, list[float]] = {part.name: [] for part in parts}
     spent = dict.fromkeys(times, 0.0)
@@ -196,7 +198,7 @@ def _time(parts: Sequence[_Part]) -> dict[str, list[float]]:
 
 
 def _repeat(call: Callable[[], Any]) -> tuple[int, float]:
-    """Calls it again and again for a while: how often, and how many seconds that took."""
+    """Repeat a call for at least `_LEAST_SECONDS`; return the number of calls and the seconds."""
     begin, calls, seconds = time.perf_counter(), 0, 0.0
     while seconds < _LEAST_SECONDS:
         jax.block_until_ready(call())
@@ -208,7 +210,7 @@ def _timing(part: _Part, seconds: Sequence[float]) -> Timing:
     flops, needed = 0.0, 0
     if part.program is not None:
         costs = part.program.cost_analysis() or {}
-        flops = float(costs.get("flops", 0)) * jax.device_count()  # the program of one device
+        flops = float(costs.get("flops", 0)) * jax.device_count()  # costs are per device
         memory = part.program.memory_analysis()
         if memory is not None:
             needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
@@ -225,10 +227,13 @@ def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 def _waiting(
     step: Callable[[jax.Array], Any], batches: Iterator[jax.Array], *, ready: int
 ) -> float:
-    """Share of a short training's time spent waiting for the next batch, as the loop does.
+    """Return the share of a short training's time spent waiting for the next batch.
 
     Args:
-      ready: how many batches at most are waiting to be taken, which would hide a slow source.
+      step: runs one train step on a batch.
+      batches: the source of batches.
+      ready: the largest number of prefetched batches. They are discarded first, because they would
+        hide a slow source.
     """
     steps = _ROUNDS + 1
     for _ in range(ready):
@@ -245,7 +250,7 @@ def _waiting(
 
 
 def _time_starts(arguments: Sequence[str]) -> list[Timing]:
-    """From the command to the end of the first training step, with and without a cache."""
+    """Time the command until the first training step ends, with and without a compilation cache."""
     cold, warm = [], []
     for number in range(1, _STARTS + 1):
         with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +282,7 @@ def _until_first_step(command: Sequence[str], environment: dict[str, str]) -> fl
 
 
 def markdown(found: Benchmark) -> str:
-    """The table, and below it what does not fit into it."""
+    """Return the table of timings, and below it the other results."""
     cells = [["", "median", "quartiles", "images/s", "GFLOP", "of the peak", "memory", "compiling"]]
     for part in found.timings:
         low, median, high = part.seconds
@@ -312,7 +317,7 @@ def markdown(found: Benchmark) -> str:
 
 
 def write(found: Benchmark, workdir: Path) -> Path:
-    """benchmark.md and benchmark.json in `workdir`; returns the first."""
+    """Write benchmark.md and benchmark.json to `workdir`; return the path of benchmark.md."""
     timings = [t._asdict() for t in found.timings]
     write_json(workdir / "benchmark.json", found._asdict() | {"timings": timings})
     path = workdir / "benchmark.md"

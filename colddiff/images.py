@@ -1,4 +1,4 @@
-"""Images: uint8 <-> [-1, 1], and pictures of many of them. No metrics, no data sources."""
+"""Conversion of images, uint8 <-> [-1, 1], and pictures of many images."""
 
 import math
 import textwrap
@@ -11,25 +11,26 @@ from PIL import Image, ImageDraw, ImageFont
 
 from colddiff.runtime.errors import UserError
 
-_LARGEST = 10.0  # of values around [-1, 1]: images with Gaussian noise have 6, 8-bit images 255
+_LARGEST = 10.0  # largest valid absolute value: Gaussian noise reaches 6, 8-bit images 255
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
-    """uint8 to float32 in [-1, 1], any shape."""
+    """Convert uint8 to float32 in [-1, 1], any shape."""
     return images.astype(jnp.float32) / 127.5 - 1
 
 
 def check_images(x: jax.Array, what: str) -> None:
-    """Refuse what cannot be images around [-1, 1]: integers, NaN, values far outside.
+    """Refuse arrays that cannot be images around [-1, 1]: integers, NaN, values far outside.
 
-    Of a traced array only the type is checked.
+    Only the type is checked if the array is traced, or spread over several hosts.
 
     Args:
-      what: its name, for the message.
+      x: the array to check.
+      what: the array's name, for the message.
 
     Raises:
-      UserError: says what it is instead.
+      UserError: the message gives the array's type or its largest absolute value.
     """
     dtype = getattr(x, "dtype", type(x).__name__)
     if not (hasattr(x, "dtype") and jnp.issubdtype(dtype, jnp.floating)):
@@ -42,7 +43,7 @@ def check_images(x: jax.Array, what: str) -> None:
         known = x.is_fully_addressable
     if not known or not x.size:
         return
-    largest = np.max(np.abs(np.asarray(x)))  # not jnp, which would be traced within a jit
+    largest = np.max(np.abs(np.asarray(x)))  # np, because jnp is traced within a jit
     if not largest <= _LARGEST:
         raise UserError(
             f"{what} has absolute values up to {largest:g}; images lie on [-1, 1]. Convert 8-bit "
@@ -51,29 +52,29 @@ def check_images(x: jax.Array, what: str) -> None:
 
 
 def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
-    """[-1, 1], clipped, to the nearest of 256 levels; any shape."""
+    """Convert [-1, 1], clipped, to the nearest of 256 levels; any shape."""
     return np.round(np.clip((np.asarray(x, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
 def truncate_to_8_bit(x: jax.Array) -> jax.Array:
-    """[-1, 1] cut, not rounded, to the 256 levels of an 8-bit image; any shape, not clipped."""
-    # A thousandth of a level, so that float32's rounding never drops a whole one to the next.
+    """Truncate [-1, 1] to the 256 levels of an 8-bit image; any shape, not clipped."""
+    # 1e-3 keeps values on a level, which float32 may round down, from dropping to the level below.
     return jnp.trunc((x + 1) * 127.5 + 1e-3) / 127.5 - 1
 
 
 def to_unit(x: jax.Array) -> jax.Array:
-    """[-1, 1] to [0, 1], not clipped: the scale of the metrics."""
+    """Convert [-1, 1] to [0, 1], the scale of the metrics; not clipped."""
     return (x + 1) / 2
 
 
 def grid(
     columns: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, height: int = 96
 ) -> np.ndarray:
-    """One row an image, one titled column a stage of it.
+    """Draw one row for each image and one titled column for each stage.
 
     Args:
       columns: arrays `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3, all of one shape.
-      titles: a text above each column, broken into lines; None for no header.
+      titles: a text above each column, wrapped into lines; None for no header.
       height: images are enlarged by a whole factor to at least this many pixels.
 
     Returns:
@@ -103,12 +104,12 @@ def grid(
 
 
 def mosaic(images: np.ndarray, *, height: int = 64, caption: str = "") -> np.ndarray:
-    """Images side by side in as many rows as columns, or one row fewer.
+    """Draw images in a grid of as many rows as columns, or one row fewer.
 
     Args:
       images: `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3.
       height: as for `grid`.
-      caption: a short text above them; '' for none.
+      caption: a short text above the images; '' for none.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.

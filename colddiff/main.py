@@ -1,10 +1,10 @@
-"""Flags and dispatch.
+"""The command line: flags and modes.
 
     python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
 
-trains, or goes on where that workdir stopped, then evaluates. `--mode=generate` makes new images
-with a trained run, `--mode=compare` measures them, and `--mode=degrade`, which needs no training,
-draws test images at growing severities.
+This command trains, or resumes from the last checkpoint in the workdir, and then evaluates.
+`--mode=generate` makes new images with a trained run, and `--mode=compare` measures them.
+`--mode=degrade` draws test images at growing severities, and needs no training.
 """
 
 import logging as python_logging
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from colddiff.runtime.errors import UserError
 
 _MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade", "benchmark")
-_OF_A_RUN = ("evaluate", "generate")  # without --config they take the one that was trained with
+_OF_A_RUN = ("evaluate", "generate")  # without --config they use the run's saved config
 _USES = {  # the flags that only some modes take
     "train_and_evaluate": ("samplers", "steps", "step", "accept_source"),
     "train": ("accept_source",),
@@ -31,7 +31,7 @@ _USES = {  # the flags that only some modes take
 }
 _EXIT_BAD_INPUT = 2
 _EXIT_BUG = 1
-_SECONDS_TO_LEAVE = 30  # in which other hosts with the same error end as well
+_SECONDS_TO_LEAVE = 30  # time for other hosts with the same error to end
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -77,7 +77,7 @@ _FOLDERS = flags.DEFINE_multi_string(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Does what `--mode` says with `--config` in `--workdir`."""
+    """Run the mode that `--mode` names, with `--config` in `--workdir`."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; options begin with --")
     _join_hosts()
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     workdir, *others = (Path(text).expanduser().absolute() for text in _workdirs())
     steps = [_whole("--steps", text) for text in _STEPS.value or ()]
 
-    # Imported here so that a mistake in the flags is answered at once.
+    # Imported here so that a mistake in the flags is reported before these slow imports.
     from colddiff import benchmark
     from colddiff.evaluation import compare
     from colddiff.evaluation.evaluate import check_ways, load_test_images
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     if _MODE.value == "train_and_evaluate":
         check_ways(config, _SAMPLERS.value, steps)
     if "train" in _MODE.value and not train(config, workdir, accept_source=_ACCEPT_SOURCE.value):
-        return  # told to stop
+        return  # a signal stopped it
     if "evaluate" in _MODE.value:
         _evaluate(config, [workdir, *others], steps)
     if _MODE.value == "generate":
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _join_hosts() -> None:
-    """Makes this process one of several, if the flags or SLURM or Open MPI say that it is."""
+    """Join the other hosts if the flags, SLURM or Open MPI say that there are any."""
     coordinator, others = _COORDINATOR.value, (_NUM_HOSTS.value, _HOST.value)
     if coordinator is None and others != (None, None):
         raise UserError("--num_hosts and --host need --coordinator=ADDRESS:PORT")
@@ -143,7 +143,7 @@ def _join_hosts() -> None:
 
 
 def _say(text: str) -> None:
-    """What a command is run for, on stdout; once, by however many hosts."""
+    """Print a result to stdout, on the first host only."""
     from colddiff.runtime.devices import is_first_host
 
     if is_first_host():
@@ -151,7 +151,7 @@ def _say(text: str) -> None:
 
 
 def _config_arguments() -> list[str]:
-    """The part of the command line that makes the config."""
+    """Return the part of the command line that makes the config."""
     found, given = [], iter(sys.argv[1:])
     for argument in given:
         name, equals, _ = argument.lstrip("-").partition("=")
@@ -165,7 +165,7 @@ def _config_arguments() -> list[str]:
 
 
 def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int]) -> None:
-    """Score each run and write its report; of several, one table as well."""
+    """Score each run and write its report; for several runs, write one table as well."""
     from colddiff.evaluation.evaluate import evaluate, ways_of
     from colddiff.experiment.build import build
     from colddiff.inference.run import Run, load
@@ -179,7 +179,7 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int])
             run = load(workdir, step=_step(), config=config)
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
-        # A name of its own, for the report of all samplers stays.
+        # A name with the samplers does not overwrite the report of all samplers.
         name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ())])
         folder = report.write(found, run, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
@@ -192,9 +192,9 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int])
 
 
 def _workdirs() -> list[str]:
-    """Return the folders that --workdir names: several, A,B,C, only in --mode=evaluate.
+    """Return the folders that --workdir names; only --mode=evaluate takes several, as A,B,C.
 
-    A folder whose name has a comma is one.
+    An existing folder whose name has a comma counts as one.
     """
     text = _WORKDIR.value
     if "://" in text:
@@ -206,7 +206,7 @@ def _workdirs() -> list[str]:
 
 
 def _check_flags() -> None:
-    """Refuse flags that the mode does not use, and values that cannot be, before any work."""
+    """Refuse flags that the mode does not use, and invalid values, before any work."""
     mode = _MODE.value
     for name in sorted({name for names in _USES.values() for name in names}):
         if flags.FLAGS[name].present and name not in _USES.get(mode, ()):
@@ -233,7 +233,7 @@ def _step() -> int | str | None:
     """Return the checkpoint that --step names.
 
     Raises:
-      UserError: it is no number and not 'best'.
+      UserError: --step is neither a number nor 'best'.
     """
     given = _STEP.value
     return given if given in (None, "best") else _whole("--step", given)
@@ -246,7 +246,7 @@ def _whole(flag: str, text: str) -> int:
 
 
 def run() -> None:
-    """The command line: bad input ends with its message alone, on stderr, and exit code 2."""
+    """Run the command line; for bad input, print only the message to stderr and exit with 2."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     try:
@@ -265,9 +265,10 @@ def run() -> None:
 
 
 def _leave_hosts(code: int) -> None:
-    """Ends this process soon, if there are others that may not know of its error.
+    """Make this process exit in 30 seconds if there are other hosts.
 
-    JAX's way out waits for them, and they for this one: five minutes, then all abort.
+    They may not know of its error. JAX's exit waits for them while they wait for this host, and
+    after five minutes all abort.
     """
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
@@ -277,7 +278,7 @@ def _leave_hosts(code: int) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's flags; whatever it or the config file's reader cannot take is the user's error."""
+    """Parse the flags; raise UserError for all that absl or the config file's reader refuses."""
     try:
         rest = flags.FLAGS(argv)
         if _WORKDIR.value is None:
@@ -288,17 +289,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
         elif len(_workdirs()) > 1:
             raise UserError("leave --config out for several workdirs: each run has its own")
         else:
-            _CONFIG.value.lock()  # reading it shows whether the file could be loaded
+            _CONFIG.value.lock()  # reading the value raises an error if the file cannot be loaded
         _check_flags()
     except (flags.Error, UserError) as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # of the config file's own code, or of a --config.FIELD
+    except Exception as error:  # from the config file's own code, or a --config.FIELD
         raise UserError(_config_error(error, argv)) from error
     return rest
 
 
 def _config_error(error: Exception, argv: list[str]) -> str:
-    """What is wrong with the config, with the line of its file that says so if there is one."""
+    """Return what is wrong with the config, and where in its file if the error is there."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {reason}"
@@ -312,7 +313,10 @@ def _config_error(error: Exception, argv: list[str]) -> str:
 
 
 def _is_ours_or_serious(record: python_logging.LogRecord) -> bool:
-    """Drops what libraries report in passing: orbax alone writes dozens of lines a checkpoint."""
+    """Return whether a log record is colddiff's, or a library's warning or error.
+
+    Without this filter orbax alone logs dozens of lines per checkpoint.
+    """
     ours = Path(record.pathname).is_relative_to(Path(__file__).parent)
     return ours or record.levelno >= python_logging.WARNING
 

@@ -4,8 +4,8 @@
 
 Data: CelebA as prepared by TFDS; for images of your own, such as CelebA-HQ, which the paper used,
 add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter
-network; not measured. Decoded, the images take 10 GB of memory; --config.data.cache=False decodes
-each one whenever it is needed.
+network; not measured. The decoded images take 10 GB of memory; --config.data.cache=False decodes
+them at every use instead.
 
 T, the kernel, σ = exp(.01 (t - 1)) and the reflect padding are those of the released command. The
 augmentation (enlarge to 143², random crop, flip), 2 × 32 images a step and 700,000 steps are those

@@ -9,8 +9,8 @@ T, the kernel, σ and the circular padding are those of the released command. Th
 (enlarge to 35², random crop, flip), 2 × 32 images a step and 700,000 steps are those of the
 released code.
 
-The paper's SSIM of the degraded images repeats its RMSE; with these settings it is .0145, the RMSE
-.2866. T is 20 as in the paper's main text (its appendix says 40).
+The paper's SSIM of the degraded images is a copy of its RMSE. With these settings the SSIM is .0145
+and the RMSE .2866. T is 20 as in the paper's main text (its appendix says 40).
 """
 
 from ml_collections import ConfigDict

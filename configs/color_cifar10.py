@@ -10,7 +10,7 @@ T = 50 is the default of the released script; its published command has T = 20. 
 augment either. The released command trains the ConvNeXt U-Net; the network here is that of
 configs/blur_cifar10.py.
 
-Of the paper's row only the degraded images' SSIM and RMSE are kept here.
+`config.paper` holds only the degraded images' SSIM and RMSE of the paper's row.
 """
 
 from ml_collections import ConfigDict

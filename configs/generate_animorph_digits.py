@@ -1,13 +1,13 @@
-"""Animorphosis: coloured digits out of white ones, minutes on a CPU (paper, section 5.3).
+"""Animorphosis: coloured digits from white ones, minutes on a CPU (paper, section 5.3).
 
     python -m colddiff.main --config configs/generate_animorph_digits.py --workdir runs/animorph
 
-trains; with --mode=generate it then makes images. No row of the paper: the network and training of
-configs/generate_noise_digits.py.
+This command trains; the same command with --mode=generate then generates images. This experiment is
+not in the paper. It uses the network and training of configs/generate_noise_digits.py.
 
-Result, 256 images: Fréchet distance to the test split on 32 principal components 17.2, with tacos
-22.3; the train split's is 1.3. Most images have one hue, not all are digits: nothing in a white
-digit tells which coloured one it hides.
+Result, 256 images: the Fréchet distance to the test split on 32 principal components is 17.2, with
+tacos 22.3; that of the train split is 1.3. Most images have one hue, but not all are digits: a
+white digit does not determine which coloured digit it becomes.
 """
 
 from ml_collections import ConfigDict

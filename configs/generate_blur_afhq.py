@@ -3,19 +3,19 @@
     python -m colddiff.main --config configs/generate_blur_afhq.py --workdir runs/from_blur_afhq
 
 xT is as in configs/generate_blur_celeba.py. Data: AFHQ in its released layout, a folder with
-`train` and `val` in it, here data/afhq; for another place add --config.data.source=folder:PATH.
+`train` and `val` in it, in data/afhq; for another folder add --config.data.source=folder:PATH.
 Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
 
-T, the kernel, σ, the augmentation, the batch and the steps have the sources that
-configs/generate_blur_celeba.py names: the released code treats both data sets alike.
+configs/generate_blur_celeba.py names the sources of T, the kernel, σ, the augmentation, the batch
+and the steps. The released code treats both data sets alike.
 
     paper                     FID of generated images
     perfect symmetry          93.05   --config.prior.noise_std=0.0
     broken symmetry           54.68
     broken symmetry, direct   214.24  --config.sampler.name=direct
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without;
-docs/generation.md says how.
+The released code scores 6,400 images: --mode=generate --seeds=0-6399 and the flag of the row, if it
+has one (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

@@ -2,12 +2,12 @@
 
     python -m colddiff.main --config configs/generate_blur_digits.py --workdir runs/blur
 
-trains; with --mode=generate it then makes images. No row of the paper: the network and training of
-configs/generate_noise_digits.py.
+This command trains; the same command with --mode=generate then generates images. This experiment is
+not in the paper. It uses the network and training of configs/generate_noise_digits.py.
 
-Result of launch/hot_and_cold.sh, 512 images: Fréchet distance to the test split on 32 principal
-components 2.3; 20.0 with perfect symmetry (--config.prior.noise_std=0.0), 19.9 with Algorithm 1
-(--config.sampler.name=naive), 5.0 direct. The train split's is 0.8.
+Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
+components is 2.3. It is 20.0 with perfect symmetry (--config.prior.noise_std=0.0), 19.9 with
+Algorithm 1 (--config.sampler.name=naive) and 5.0 with direct. That of the train split is 0.8.
 """
 
 from ml_collections import ConfigDict

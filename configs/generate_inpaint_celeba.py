@@ -2,7 +2,7 @@
 
     python -m colddiff.main --config configs/generate_inpaint_celeba.py --workdir runs/from_masks
 
-The image closes from its edges inward, to one random colour at T. Data: as for
+The mask closes from the edges to the centre, so that one random colour is left at T. Data: as for
 configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32
 images with the 56.6 M parameter network; not measured.
 

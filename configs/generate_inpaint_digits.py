@@ -2,12 +2,12 @@
 
     python -m colddiff.main --config configs/generate_inpaint_digits.py --workdir runs/inpaint
 
-trains; with --mode=generate it then makes images. No row of the paper: the network and training of
-configs/generate_noise_digits.py.
+This command trains; the same command with --mode=generate then generates images. This experiment is
+not in the paper. It uses the network and training of configs/generate_noise_digits.py.
 
-Result of launch/hot_and_cold.sh, 512 images: Fréchet distance to the test split on 32 principal
-components 5.3; 12.0 with perfect symmetry (--config.prior.noise_std=0.0), as in the paper: one gray
-level is all there is to tell images apart. The train split's is 0.8.
+Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
+components is 5.3. It is 12.0 with perfect symmetry (--config.prior.noise_std=0.0), as in the paper,
+since xT then differs in one gray level only. That of the train split is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,14 @@
-"""Hot generation of digits from Gaussian noise, minutes on a CPU (paper, section 5.1).
+"""Hot diffusion: generation of digits from noise, minutes on a CPU (paper, section 5.1).
 
     python -m colddiff.main --config configs/generate_noise_digits.py --workdir runs/noise
 
-trains; with --mode=generate it then makes images. No row of the paper: the network of
-configs/blur_digits.py, on images of 16² that are moved by up to a pixel. Cost: 1,200 steps of 64
-images take 6 minutes on two CPU cores, 512 generated ones half a minute.
+This command trains; the same command with --mode=generate then generates images. This experiment is
+not in the paper. It uses the network of configs/blur_digits.py on images of 16² that are shifted by
+up to a pixel. Cost: 1,200 steps of 64 images take 6 minutes on two CPU cores, and 512 generated
+images half a minute.
 
-Result of launch/hot_and_cold.sh, 512 images: Fréchet distance to the test split on 32 principal
-components 1.6 (ddim), 1.9 (ddpm), 2.4 (tacos, fixed noise); the train split's is 0.8.
+Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
+components is 1.6 (ddim), 1.9 (ddpm) and 2.4 (tacos, fixed noise). That of the train split is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -3,12 +3,11 @@
     python -m colddiff.main --config configs/generate_superres_celeba.py --workdir runs/from_pixels
 
 The restorer is that of configs/superres_celeba.py. xT is drawn from a Gaussian over the 2 × 2 × 3
-values that are left at T. Data: as for
-configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32
-images with the 56.6 M parameter network; not measured.
+values that are left at T. Data: as for configs/blur_celeba.py, which says how to use a folder of
+your own. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
 
-The training's values have the sources that configs/superres_celeba.py names. The Gaussian over
-2² pixels is the paper's; the released command ends with 8² pixels instead.
+configs/superres_celeba.py names the sources of the training settings. The Gaussian over 2² pixels
+is the paper's; the released command ends with 8² pixels instead.
 
 Paper: FID 92.91. The released code scores 6,400 images: --mode=generate --seeds=0-6399
 (docs/generation.md).

@@ -10,7 +10,7 @@ training command begins at σ = 2.2. The 60,000 steps of 64 images are those of 
 accumulates 2 batches; the released command takes 350,000 steps of 2 × 100 images. The augmentation
 (enlarge to 143², random crop, flip) is that of the released code.
 
-The released command for this row does without the cut to 8 bits: --config.data.eight_bit=False.
+The released command for this row does not truncate to 8 bits: --config.data.eight_bit=False.
 """
 
 from ml_collections import ConfigDict

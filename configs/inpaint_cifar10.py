@@ -7,8 +7,8 @@ network of DDPM; not measured.
 
 T, σ and 60,000 steps of 64 images are those of appendix A.2, which also accumulates 2 batches.
 Accumulation is 1 here, so that a step has as many images as in the released code (2 × 32; 700,000
-steps). The augmentation (pad by 4, random crop, flip) and the cut to 8 bits are those of the
-released code. The hole's place is drawn as in configs/inpaint_mnist.py, and for the same reason.
+steps). The augmentation (pad by 4, random crop, flip) and the truncation to 8 bits are those of the
+released code. The hole's centre is drawn as in configs/inpaint_mnist.py, for the same reason.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,9 @@
 
     python -m colddiff.main --config configs/inpaint_mnist_small.py --workdir runs/inpaint_small
 
-Data and degradation of configs/inpaint_mnist.py; network and training of configs/blur_digits.py:
-1.1 M parameters instead of 56.6 M, 1,000 steps of 32 images instead of 60,000 of 64; scored on
-500 images.
+The data and the degradation are those of configs/inpaint_mnist.py, the network and the training
+those of configs/blur_digits.py: 1.1 M parameters instead of 56.6 M, and 1,000 steps of 32 images
+instead of 60,000 of 64. The run is scored on 500 images.
 """
 
 from ml_collections import ConfigDict
@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 100
     config.train.scored = 64
     config.train.best = "tacos/rmse"
-    config.eval.num_images = 500  # of 10,000, which would take longer than the training
+    config.eval.num_images = 500  # scoring all 10,000 would take longer than the training
     return config

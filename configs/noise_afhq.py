@@ -2,19 +2,19 @@
 
     python -m colddiff.main --config configs/noise_afhq.py --workdir runs/noise_afhq
 
-Data: AFHQ in its released layout, a folder with `train` and `val` in it, here data/afhq; for
-another place add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 32 images with the
-56.6 M parameter network; not measured.
+Data: AFHQ in its released layout, a folder with `train` and `val` in it, in data/afhq; for another
+folder add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 32 images with the 56.6 M
+parameter network; not measured.
 
-T, the schedule, the augmentation, the batch and the steps have the sources that
-configs/noise_celeba.py names: the released code treats both data sets alike.
+configs/noise_celeba.py names the sources of T, the schedule, the augmentation, the batch and the
+steps. The released code treats both data sets alike.
 
     paper              FID of generated images
     fixed noise        25.62   --config.sampler.name=tacos
     estimated noise    20.59
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399, with that flag or without;
-docs/generation.md says how.
+The released code scores 6,400 images: --mode=generate --seeds=0-6399 and the flag of the row, if it
+has one (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ T, the two schedules (snow level 4) and 700,000 steps are those of the released 
 which do not augment either. The released code takes 2 × 16 images a step; 2 × 32 is the batch of
 configs/blur_celeba.py.
 
-Of the paper's row only the degraded images' SSIM and RMSE are kept here.
+`config.paper` holds only the degraded images' SSIM and RMSE of the paper's row.
 """
 
 from ml_collections import ConfigDict

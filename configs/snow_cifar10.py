@@ -9,10 +9,10 @@ T, the two schedules (snow level 3), 2 × 32 images a step and 700,000 steps are
 released command and code, which do not augment either. The released command trains the ConvNeXt
 U-Net; the network here is that of configs/blur_cifar10.py.
 
-In the paper one snow serves a whole batch, so that its figures depend on the draw; here every image
-has its own.
+The paper uses one snow pattern for a whole batch, so its figures depend on the draw. Here every
+image has its own pattern.
 
-Of the paper's row only the degraded images' SSIM and RMSE are kept here.
+`config.paper` holds only the degraded images' SSIM and RMSE of the paper's row.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
     python -m colddiff.main --config configs/superres_mnist.py --workdir runs/superres_mnist
 
-Data: MNIST as prepared by TFDS; for training enlarged to 35² and cut to its centre. Cost: 700,000
-steps of 2 × 32 images with the 56.6 M parameter network; not measured.
+Data: MNIST as prepared by TFDS; training images are enlarged to 35² and cropped to their centre.
+Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
 
 T = 3, down to 4², is that of section 4.3, appendix A.3 and the released command. The area mean
 gives the paper's Degraded; the released command resizes bicubically instead. The augmentation,

@@ -1,11 +1,11 @@
-"""A degradation of your own, `swirl` below, trained and sampled with no change to the package.
+"""A degradation of your own, `swirl` below, trained and sampled without changes to the package.
 
     python -m colddiff.main --config configs/swirl_digits.py --workdir runs/swirl_digits
 
-`degradation.name` is FILE.py:FUNCTION, the file's path as seen from where the command runs; the
-other settings are the function's arguments. Copy this file, and name the copy there. The network
-and the training are those of configs/blur_digits.py. Result on the 297 test digits: RMSE .317
-degraded, .035 direct, .054 sampled; SSIM .10, .95, .89.
+`degradation.name` is FILE.py:FUNCTION, with the file's path relative to the current folder. The
+other settings are the function's arguments. For a degradation of your own, copy this file and set
+`degradation.name` to the copy. The network and the training are those of configs/blur_digits.py.
+Result on the 297 test digits: RMSE .317 degraded, .035 direct, .054 sampled; SSIM .10, .95, .89.
 """
 
 import jax
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 
 def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
-    """`D(x0, t, key)`: x0 turned around its centre, there by `turns` at T, less further out."""
+    """Return `D(x0, t, key)`, which turns x0: at T by `turns` at its centre, less further out."""
     from_center = jnp.arange(image_size, dtype=jnp.float32) - (image_size - 1) / 2
     y, x = jnp.meshgrid(from_center, from_center, indexing="ij")
     angle = 2 * jnp.pi * turns * jnp.exp(-(x**2 + y**2) / (image_size / 3) ** 2)
@@ -34,7 +34,7 @@ def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
 
 
 def _swirl(share, angle, x, y, x0, t, key):
-    """Each pixel from where it was before the turn; at t = 0 exactly from its own place."""
+    """Return x0 with each pixel read from its place before the turn; exactly x0 at t = 0."""
     sin, cos = jnp.sin(share[t] * angle), jnp.cos(share[t] * angle)
     center = (x0.shape[0] - 1) / 2
     places = jnp.stack([cos * y + sin * x, cos * x - sin * y]) + center

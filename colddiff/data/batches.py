@@ -1,7 +1,7 @@
 """The endless order in which training sees its images.
 
-It is a function of the seed and the step alone, so the step is the data position. Where the images
-come from is said in `colddiff.data.sources`.
+It is a function of the seed and the step alone, so the step is the data position. The images come
+from `colddiff.data.sources`.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,19 @@ def batches(
     rows: slice = slice(None),
     threads: int = 4,
 ) -> Iterator[np.ndarray]:
-    """What steps `start` .. `stop - 1` train on: uint8 `[accumulation, batch_size, H, W, C]`.
+    """Yield uint8 `[accumulation, batch_size, H, W, C]` for each step `start` .. `stop - 1`.
 
-    All images are seen once, shuffled by `seed`, before the next shuffle begins. `threads` threads
-    prepare batches ahead of time.
+    All images are seen once, shuffled by `seed`, before the next shuffle begins.
 
     Args:
+      images: the training images.
+      batch_size: the number of images in a batch, over all hosts.
+      accumulation: the number of batches in a step.
+      seed: the seed of all shuffles.
+      start: the first step.
+      stop: the step after the last.
       rows: the part of each batch that this host reads; all hosts share one order.
+      threads: the number of threads that prepare batches ahead of time.
     """
     order = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
     places = np.arange(accumulation * batch_size).reshape(accumulation, batch_size)[:, rows]

@@ -1,19 +1,19 @@
-"""Images from named sources, and the endless order in which training sees them.
+"""Images from named sources.
 
-A source is named in the config by a string:
+A config names its source by a string:
 
     digits           scikit-learn's 1,797 handwritten digits: needs no file and no network
-    color_digits     the same, every digit in a hue of its own
+    color_digits     the same digits, each class in its own hue
     tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
     folder:PATH      PNG and JPEG files below PATH, in any nesting
 
-Every image comes out as uint8 `[size, size, channels]`: turned upright, laid onto a background
-where it is transparent, its shorter side resized to `size`, the rest cut off evenly. Random
-augmentation is part of the train step, on the device. The order is a function of the seed and the
-step alone, so the step is the data position.
+Every image is returned as uint8 `[size, size, channels]`. It is turned upright, composited onto a
+background where it is transparent, resized so that its shorter side is `size`, and center-cropped.
+Random augmentation is part of the train step, on the device. The order of training is set in
+`colddiff.data.batches`.
 
-A folder's files come class by class, so subsets of it are taken in the order of a hash of their
-names (`Split.order`). Subsets of the other sources are the first images.
+A folder's files are often sorted by class, so its subsets are taken in the order of a hash of the
+file names (`Split.order`). Subsets of the other sources are the first images.
 """
 
 import functools
@@ -35,7 +35,7 @@ from colddiff.runtime.files import file_system_failed, patiently
 
 SPLITS = ("train", "test")
 BLACK = (0, 0, 0)
-_SPLIT_FOLDERS = {  # what folders may call their splits, in any case; the first one found is taken
+_SPLIT_FOLDERS = {  # names of each split's folder, in any case; the first match is used
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),
 }
@@ -43,9 +43,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
 _FOLDER_TEST_SHARE = 0.1
-_CHUNK = 256  # images decoded at once
-_FORMATS = ("PNG", "JPEG")  # whatever a file is called, no other decoder sees it
-_MOST_PIXELS = 2**26  # of an image file: a small one can claim to be large enough to fill memory
+_CHUNK = 256  # images decoded in parallel
+_FORMATS = ("PNG", "JPEG")  # PIL uses no other decoder, whatever the file's name
+_MOST_PIXELS = 2**26  # of an image file: a small file can claim a size that fills memory
 
 
 class Images(Protocol):
@@ -57,13 +57,13 @@ class Images(Protocol):
 
 
 class Records(NamedTuple):
-    """What a source holds.
+    """The images of a source, not yet decoded.
 
     Attributes:
-      names: one for each image.
-      open: `open(i)`, image i, not yet decoded.
-      label: `label(i)`, its class, from 0; None where the source has no classes.
-      order: all i, in the order in which subsets take them; None for 0, 1, 2, ...
+      names: one name for each image.
+      open: `open(i)` returns image i, not yet decoded.
+      label: `label(i)` returns the class of image i, from 0; None if the source has no classes.
+      order: all indices, in the order in which subsets take them; None for 0, 1, 2, ...
     """
 
     names: Sequence[str]
@@ -77,7 +77,7 @@ class Split(NamedTuple):
 
     Attributes:
       images: uint8 `[N, size, size, channels]`, in the source's order.
-      labels: int32 `[N]`; None where the source has no classes.
+      labels: int32 `[N]`; None if the source has no classes.
       order: int `[N]`; the subset of n images is `images[order[:n]]`, for every n.
     """
 
@@ -98,21 +98,21 @@ def load(
 ) -> Images:
     """Return the images of one split of a source.
 
-    An image that cannot be read is left out, with its name and how many there were in a warning.
+    An image that cannot be read is skipped. A warning gives its name and the number skipped so far.
 
     Args:
-      source: see above.
-      split: 'train' or 'test'; for TFDS any split it knows, such as 'train[:1000]'.
+      source: the source's name, as listed at the top of this module.
+      split: 'train' or 'test'; for TFDS any of its splits, such as 'train[:1000]'.
       size: side of every image, in pixels.
       channels: 1 (gray) or 3 (RGB).
-      background: (R, G, B) in 0..255, what shows through transparent pixels.
-      cache: decode all of them now, into memory; otherwise each one whenever it is asked for,
-        and then the next readable image stands in for an unreadable one.
-      limit: at most so many, chosen in the order of `Split.order`; 0 is all.
+      background: (R, G, B) in 0..255, visible through transparent pixels.
+      cache: decode all images into memory at once. Otherwise each image is decoded at each access,
+        and the next readable image replaces an unreadable one.
+      limit: the largest number of images, chosen in the order of `Split.order`; 0 for all.
 
     Raises:
-      UserError: no such source, split or folder, or no image in it can be read; or the file system
-        fails, again and again.
+      UserError: the source, split or folder does not exist, or none of its images can be read; or
+        the file system fails repeatedly.
     """
     if cache:
         settings = dict(size=size, channels=channels, background=background, limit=limit)
@@ -129,13 +129,13 @@ def load_split(
     background: Sequence[int] = BLACK,
     limit: int = 0,
 ) -> Split:
-    """Return the images that `load` returns, with their classes and the order of subsets."""
+    """Return the images of `load`, with their classes and the order of subsets."""
     records = _records(source, split, channels, limit)
     return _LazyImages(records, size, channels, background, limit).decode_all()
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
-    """What a split is made of: how many files, a hash of their names and, in a folder, sizes."""
+    """Return a split's number of files and a hash of their names, and of sizes for a folder."""
     records = _records(source, split, channels, 0)
     digest = hashlib.sha256("\n".join(records.names).encode())
     if source.startswith("folder:"):
@@ -154,8 +154,8 @@ def load_labelled(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
 
-    The images are those of `load`. Classes count from 0; a TFDS dataset has them if it has one
-    `ClassLabel` feature.
+    The images are those of `load`. Classes count from 0. A TFDS dataset has classes if it has
+    exactly one `ClassLabel` feature.
 
     Raises:
       UserError: as `load`; or the source has no classes, or some of its images have none.
@@ -177,7 +177,7 @@ def load_labelled(
 
 
 def _records(source: str, split: str, channels: int, limit: int) -> Records:
-    """What the source holds, once `source`, `channels` and `limit` are known to be valid."""
+    """Return the source's records after checking `source`, `channels` and `limit`."""
     kind, _, argument = source.partition(":")
     if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
         valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
@@ -190,7 +190,7 @@ def _records(source: str, split: str, channels: int, limit: int) -> Records:
 
 
 class _LazyImages:
-    """Images decoded when asked for."""
+    """Images that are decoded at each access."""
 
     def __init__(
         self, records: Records, size: int, channels: int, background: Sequence[int], limit: int
@@ -203,7 +203,7 @@ class _LazyImages:
         self._length = min(limit or len(records.names), len(records.names))
         self._limited = limit > 0
         everything = range(len(records.names))
-        # The first ones are chosen; the others only stand in for unreadable ones.
+        # The first `_length` candidates are chosen; the others only replace unreadable images.
         in_order = self._limited and records.order is not None
         self._candidates = records.order if in_order else everything
         self._chosen = sorted(self._candidates[: self._length])
@@ -220,7 +220,7 @@ class _LazyImages:
         raise self._nothing()
 
     def decode_all(self) -> Split:
-        """Return the readable ones."""
+        """Return the readable images, at most as many as were chosen."""
         records = self._records
         images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
         places, labels = [], []
@@ -241,7 +241,7 @@ class _LazyImages:
         labels = None if records.label is None else np.array(labels, np.int32)
         if records.order is None:
             return Split(images, labels, np.arange(len(places)))
-        if self._limited:  # they came in that order
+        if self._limited:  # the candidates are in subset order
             by_place = np.argsort(places)
             labels = None if labels is None else labels[by_place]
             return Split(images[by_place], labels, np.argsort(by_place))
@@ -249,15 +249,15 @@ class _LazyImages:
         return Split(images, labels, np.argsort(rank[places]))
 
     def _read(self, i: int) -> np.ndarray | None:
-        """Return image i, or None, with a warning the first time, if it is damaged.
+        """Return image i, or None if it is damaged, with a warning the first time.
 
         Raises:
-          UserError: the file system fails, again and again.
+          UserError: the file system fails repeatedly.
         """
         name = self._records.names[i]
         try:
             return patiently(lambda: self._decode(i), name)
-        except Exception as error:  # decoders raise all sorts on damaged files
+        except Exception as error:  # decoders raise many types on damaged files
             if file_system_failed(error):
                 raise UserError(
                     f"{name} cannot be read: {first_line(error)}. Nothing is wrong with the image "
@@ -285,7 +285,7 @@ class _LazyImages:
 
 
 def _fit(image: Image.Image, size: int, channels: int, background: tuple[int, ...]) -> np.ndarray:
-    """Return it upright, opaque, the shorter side resized, the middle cut out.
+    """Return the image upright, opaque, resized by its shorter side and center-cropped.
 
     The result is uint8 `[size, size, channels]`.
     """
@@ -301,12 +301,12 @@ def _fit(image: Image.Image, size: int, channels: int, background: tuple[int, ..
 
 
 def _digits(argument: str, split: str) -> Records:
-    """8×8 digits (UCI, via scikit-learn), enlarged smoothly."""
+    """Return the 8×8 digits (UCI, via scikit-learn), enlarged smoothly to 64×64."""
     del argument
     if split not in SPLITS:
         raise unknown_name("split of digits", split, SPLITS)
     start, stop = (0, _DIGITS_TRAIN) if split == "train" else (_DIGITS_TRAIN, None)
-    # The file of sklearn.datasets.load_digits, whose import would take longer than all of this.
+    # Read the file of sklearn.datasets.load_digits directly, because importing sklearn is slower.
     package = importlib.metadata.distribution("scikit-learn").locate_file("sklearn")
     rows = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")[start:stop]
     pixels = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -320,7 +320,7 @@ def _digits(argument: str, split: str) -> Records:
 
 
 def _color_digits(argument: str, split: str) -> Records:
-    """The digits, 0 to 9 in ten hues: white ink becomes the hue, black stays black."""
+    """Return the digits in ten hues, one per class: white becomes the hue, black stays black."""
     gray = _digits(argument, split)
 
     def open_(i: int) -> Image.Image:
@@ -331,7 +331,7 @@ def _color_digits(argument: str, split: str) -> Records:
 
 
 def _tfds(name: str, split: str) -> Records:
-    """The images of a dataset that TFDS has prepared in a random-access format."""
+    """Return the images of a dataset that TFDS has prepared in a random-access format."""
     import tensorflow_datasets as tfds
 
     try:
@@ -352,7 +352,7 @@ def _tfds(name: str, split: str) -> Records:
             f"tfds build {name} --file_format=array_record"
         )
     try:
-        # The bytes as stored: PIL decodes them ten times as fast as TFDS would.
+        # TFDS returns the stored bytes, because PIL decodes them ten times as fast.
         rows = builder.as_data_source(split, decoders={image_keys[0]: tfds.decode.SkipDecoding()})
         names = [f"tfds:{name} {split} #{i}" for i in range(len(rows))]
     except NotImplementedError as error:
@@ -363,7 +363,7 @@ def _tfds(name: str, split: str) -> Records:
         ) from error
     except (KeyError, ValueError) as error:
         raise unknown_name(f"split of tfds:{name}", split, builder.info.splits) from error
-    # An image and its label are of one reading: rows are kept while their chunk is decoded.
+    # Cache rows so that an image and its label cost one read.
     row = functools.lru_cache(_CHUNK)(rows.__getitem__)
 
     def open_(i: int) -> Image.Image:
@@ -376,9 +376,10 @@ def _tfds(name: str, split: str) -> Records:
 
 
 def _folder(path: str, split: str) -> Records:
-    """Return the image files below a folder: of its own split, or of a fixed tenth for test.
+    """Return the image files of a split of a folder.
 
-    That tenth is chosen by a hash of each file's name: files that come later move no other.
+    A folder without split folders is split by a hash of each file's name: about a tenth of the
+    files is the test split. Adding files does not move others between the splits.
     """
     if split not in SPLITS:
         raise unknown_name("split of a folder", split, SPLITS)
@@ -392,7 +393,7 @@ def _folder(path: str, split: str) -> Records:
     if not own:
         if len(files) < len(SPLITS):
             raise UserError(f"{root} holds {len(files)} PNG or JPEG files; at least 2 are needed")
-        first, *_, last = sorted(files, key=share.get)  # neither split is ever empty
+        first, *_, last = sorted(files, key=share.get)  # so that neither split is empty
         test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
@@ -404,7 +405,7 @@ def _folder(path: str, split: str) -> Records:
 
 
 def _share(name: Path) -> float:
-    """Return a number in [0, 1) by the hash of a file's name below its source."""
+    """Return a number in [0, 1), from a hash of a file's path below its source."""
     digest = hashlib.sha256(name.as_posix().encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
@@ -413,7 +414,8 @@ def _own_splits(root: Path) -> dict[str, Path]:
     """Return the folders of both splits if `root` has them by a usual name, else {}.
 
     Raises:
-      UserError: one split has a folder, and what the folders beside it are cannot be told.
+      UserError: only one split has a folder, and there are others of unknown purpose; or the names
+        of two folders of a split differ only in case.
     """
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     found = {}
@@ -438,9 +440,10 @@ def _own_splits(root: Path) -> dict[str, Path]:
 
 
 def _files_below(top: Path, root: Path) -> Iterator[Path]:
-    """Yield all files below `top`, those of linked folders too.
+    """Yield all files below `top`, including those in linked folders.
 
-    A linked folder that `root` holds anyway, or that holds `root`, is left out with a warning.
+    A linked folder is skipped with a warning if it lies in `root`, contains `root`, or has been
+    read already.
     """
     seen = {os.path.realpath(top)}
     base = root.resolve()

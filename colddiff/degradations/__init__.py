@@ -1,18 +1,19 @@
 """Degradations: pure functions `D(x0, t, key) -> xt` of one image.
 
-`x0` is float32 `[H, W, C]` in [-1, 1], `t` an int32 severity in 0..T, `key` a typed PRNG key that
-*is* the random pattern: one key, one pattern, at every t. `D(x0, 0, key) == x0` to the bit.
-All are jittable, vmappable and differentiable in `x0`; their cost does not grow with t.
+`x0` is float32 `[H, W, C]` in [-1, 1], `t` an int32 severity in 0..T, and `key` a typed PRNG key
+that fixes the random pattern: one key, one pattern, at every t. `D(x0, 0, key) == x0` to the bit.
+All degradations are jittable, vmappable and differentiable in `x0`; their cost does not grow with
+t.
 
-A factory makes each one from its settings and returns a `jax.tree_util.Partial`, whose tables
-are traced arguments and never constants of the compiled program. `DEGRADATIONS` names them for
-the configs. Batching is the caller's `jax.vmap`. A random one is two functions in a row, which
-`split` gives: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
+A factory makes each degradation from its settings, as a `jax.tree_util.Partial`. Its tables are
+traced arguments, never constants of the compiled program. `DEGRADATIONS` names the factories for
+the configs. Callers batch with `jax.vmap`. A random degradation is two functions in a row, which
+`split` returns: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
 
-A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T, wherever
-it sees their values: not within `jit`, and under `vmap` only a t that is not mapped (`checked`).
+A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T. Values are
+checked where they are known: not within `jit`, and under `vmap` only an unmapped t (`checked`).
 
-Where images stay in [-1, 1], so does xt, except for bicubic pixelation and the blends.
+If x0 is in [-1, 1], so is xt, except for bicubic pixelation and the blends.
 """
 
 from collections.abc import Callable

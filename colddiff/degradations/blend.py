@@ -1,8 +1,7 @@
 """Blends with another image: `xt = √ᾱ_t x0 + √(1 - ᾱ_t) z`.
 
 z is Gaussian noise (hot diffusion; paper, section 5.1) or an image of another data set
-(animorphosis; section 5.3). What draws z from nothing but a key lives here; where the other data
-set comes from does not.
+(animorphosis; section 5.3). This module draws z from a key. Callers load the other data set.
 """
 
 from collections.abc import Callable
@@ -22,14 +21,16 @@ _ALPHA_BARS = {"cosine": cosine_alpha_bar}
 
 @checks_input
 def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
-    """`D(x0, t, key)`: x0 blended with the key's noise z ~ N(0, I); xt may leave [-1, 1].
+    """Return `D(x0, t, key)`, which blends x0 with the key's noise z ~ N(0, I).
+
+    xt may leave [-1, 1].
 
     Args:
       num_steps: T.
-      schedule: of ᾱ: 'cosine' (`schedules.cosine_alpha_bar`).
+      schedule: schedule of ᾱ: 'cosine' (`schedules.cosine_alpha_bar`).
 
     Raises:
-      UserError: a setting that cannot work.
+      UserError: a setting is invalid.
     """
     return from_pattern(jax.random.normal, Partial(_blend, _weights(num_steps, schedule)))
 
@@ -38,21 +39,21 @@ def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
 def animorph(
     *, num_steps: int, bank: jax.Array, schedule: str = "cosine", bank_size: int | None = None
 ) -> Partial:
-    """`D(x0, t, key)`: x0 blended with an image that the key picks; xt lies in [-√2, √2].
+    """Return `D(x0, t, key)`, which blends x0 with an image that the key picks.
 
-    The weights' squares sum to 1, as for noise, their sum is up to √2: where x0 and z are both dark
-    or both bright, so are their blends, and more.
+    xt lies in [-√2, √2]: the weights' squares sum to 1, as for noise, so the weights sum to at most
+    √2. Where x0 and z are both dark or both bright, the blend may be darker or brighter than both.
 
     Args:
       num_steps: T.
-      bank: the images, uint8 `[N, H, W, C]`, with the size and channels of x0. Replicated or
-        split over devices along N.
+      bank: the images, uint8 `[N, H, W, C]`, with the size and channels of x0. They are replicated,
+        or split over devices along N.
       schedule: as for `gaussian_noise`.
-      bank_size: only the first so many are picked (None: all); the others then are padding that
-        makes N a multiple of the devices.
+      bank_size: number of images to pick from, the first of the bank (None: all). The others are
+        padding that makes N a multiple of the number of devices.
 
     Raises:
-      UserError: a setting that cannot work; or, when called, an x0 of another shape.
+      UserError: a setting is invalid, or, when called, x0 has another shape.
     """
     if getattr(bank, "ndim", 0) != 4 or bank.dtype != np.uint8:
         found = getattr(bank, "shape", type(bank)), getattr(bank, "dtype", None)
@@ -65,10 +66,10 @@ def animorph(
 
 
 def blend_weights(degrade: Callable[..., jax.Array]) -> jax.Array:
-    """`(√ᾱ_t, √(1 - ᾱ_t))` of a blend for t = 0..T; `[T + 1, 2]`.
+    """Return `(√ᾱ_t, √(1 - ᾱ_t))` of a blend for t = 0..T; `[T + 1, 2]`.
 
     Raises:
-      UserError: `degrade` is no blend.
+      UserError: `degrade` is not a blend.
     """
     _, apply = split(degrade)
     if apply.func is not _blend:
@@ -82,19 +83,19 @@ def blend_weights(degrade: Callable[..., jax.Array]) -> jax.Array:
 def _pick(
     bank: jax.Array, count: jax.Array, key: jax.Array, shape: tuple[int, int, int]
 ) -> jax.Array:
-    """One of the first `count` images of the bank, in [-1, 1]."""
+    """Return one of the first `count` images of the bank, in [-1, 1]."""
     if bank.shape[1:] != shape:
         raise UserError(f"the bank's images are {bank.shape[1:]}; x0 is {shape}")
     return from_uint8(bank[jax.random.randint(key, (), 0, count)])
 
 
 def _blend(weights: jax.Array, x0: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
-    """`√ᾱ_t x0 + √(1 - ᾱ_t) z`, exactly x0 at t = 0: the weights there are 1 and 0."""
+    """Return `√ᾱ_t x0 + √(1 - ᾱ_t) z`; exactly x0 at t = 0, where the weights are 1 and 0."""
     return weights[t, 0] * x0 + weights[t, 1] * z
 
 
 def _weights(num_steps: int, schedule: str) -> jax.Array:
-    """`(√ᾱ_t, √(1 - ᾱ_t))` for t = 0..T; `[T + 1, 2]`."""
+    """Return `(√ᾱ_t, √(1 - ᾱ_t))` for t = 0..T; `[T + 1, 2]`."""
     if num_steps < 1:
         raise UserError(f"num_steps={num_steps} must be 1 or more")
     if not isinstance(schedule, str) or schedule not in _ALPHA_BARS:

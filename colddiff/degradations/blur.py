@@ -1,7 +1,7 @@
 """Repeated Gaussian blur (paper: sections 4.1 and 5.2, appendix A.1), in closed form.
 
-Every step blurs the previous result; the kernels are separable, so t steps are one linear map on
-the rows and the same on the columns.
+Every step blurs the previous result. The kernels are separable, so t steps are one linear map on
+the rows and the same one on the columns.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def gaussian_blur(
     padding: str,
     mean_at_end: bool = False,
 ) -> Partial:
-    """`D(x0, t, key)`: x0 blurred t times; deterministic, `key` is not used.
+    """Return `D(x0, t, key)`, which blurs x0 t times; deterministic, `key` is not used.
 
     Args:
       image_size: H = W, in pixels.
@@ -34,10 +34,10 @@ def gaussian_blur(
         and scaled to sum 1.
       std: σ in pixels, one number or a list of T (`colddiff.degradations.schedules`).
       padding: 'circular' or 'reflect' (the edge pixel is not repeated).
-      mean_at_end: make D(x0, T) exactly constant, every channel its mean (section 5.2).
+      mean_at_end: make D(x0, T) exactly constant: the mean of each channel (section 5.2).
 
     Raises:
-      UserError: a setting that cannot work.
+      UserError: a setting is invalid.
     """
     if image_size < 1 or num_steps < 1:
         raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
@@ -59,14 +59,14 @@ def gaussian_blur(
 
 
 def gaussian_kernel(size: int, sigma: float) -> np.ndarray:
-    """Samples of exp(-x²/2σ²) at the `size` integers around 0, scaled to sum 1; `[size]`."""
+    """Return exp(-x²/2σ²) at the `size` integers around 0, scaled to sum 1; `[size]`."""
     x = np.arange(size) - size // 2
     kernel = np.exp(-0.5 * (x / sigma) ** 2)
     return kernel / kernel.sum()
 
 
 def _blur_matrix(n: int, kernel: np.ndarray, padding: str) -> np.ndarray:
-    """The matrix `[n, n]` of one convolution of n pixels with `kernel`, borders padded."""
+    """Return the matrix `[n, n]` that convolves n pixels, their borders padded, with `kernel`."""
     source = np.pad(np.arange(n), len(kernel) // 2, mode=_NUMPY_PADDING[padding])
     matrix = np.zeros((n, n))
     for tap, weight in enumerate(kernel):

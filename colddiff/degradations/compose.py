@@ -16,12 +16,12 @@ from colddiff.runtime.errors import UserError
 
 
 def compose(*degradations: Partial) -> Partial:
-    """`D(x0, t, key)`: the first, then the second of its result, ..., all with the same T.
+    """Return `D(x0, t, key)`, which applies degradations of the same T in order, each at t.
 
-    The i-th (from 0) has a pattern of its own, drawn from `fold_in(key, i)`.
+    Degradation i (from 0) draws its own pattern from `fold_in(key, i)`.
 
     Raises:
-      UserError: there are none.
+      UserError: no degradation is given.
     """
     if not degradations:
         raise UserError("compose needs one degradation or more")

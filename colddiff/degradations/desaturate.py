@@ -10,13 +10,15 @@ from colddiff.runtime.errors import UserError
 
 @checks_input
 def desaturate(*, num_steps: int) -> Partial:
-    """`D(x0, t, key) = g + (1 - t/T)(x0 - g)`, g the mean of the channels; `key` is not used.
+    """Return `D(x0, t, key) = g + (1 - t/T)(x0 - g)`, where g is the mean of the channels.
+
+    It is deterministic; `key` is not used.
 
     Args:
       num_steps: T; at T the image is gray.
 
     Raises:
-      UserError: `num_steps` is below 1; or, when called, an image without colours.
+      UserError: `num_steps` is below 1, or, when called, the image has no colours.
     """
     if num_steps < 1:
         raise UserError(f"num_steps={num_steps} must be 1 or more")

@@ -1,7 +1,7 @@
 """Gaussian mask (paper: inpainting, section 4.2 and appendix A.2; generation, section 5.3).
 
-A hole with soft edges that grows around a point: `xt = G_t x0 + (1 - G_t) c`, where G_t is the
-product of t masks, each one minus a Gaussian of height 1, and c the colour the hole fades to.
+A hole with soft edges grows around a point: `xt = G_t x0 + (1 - G_t) c`. G_t is the product of t
+masks, each of them 1 minus a Gaussian of height 1, and c is the colour of the hole.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from colddiff.degradations.schedules import per_step
 from colddiff.degradations.size import ImageSize
 from colddiff.runtime.errors import UserError
 
-_RANDOM_COLOR = 0.5  # each channel is uniform on ± this (section 5.3)
+_RANDOM_COLOR = 0.5  # each channel is uniform on [-.5, .5] (section 5.3)
 
 
 class MaskPattern(NamedTuple):
-    """One image's hole.
+    """The hole of one image.
 
     Attributes:
-      corner: int32 `[2]`, where the image's crop of the mask begins; the hole lies at
-        `image_size - 1 - corner` for a random centre.
-      color: `[C]` or scalar, what the hole fades to, in [-1, 1].
+      corner: int32 `[2]`, first row and column of the image's crop of the mask; a random hole is
+        centred at `image_size - 1 - corner`.
+      color: `[C]` or scalar, the colour of the hole, in [-1, 1].
     """
 
     corner: jax.Array
@@ -43,22 +43,24 @@ def gaussian_mask(
     fade_to: float | Sequence[float] | str = 0.0,
     inward: bool = False,
 ) -> Partial:
-    """`D(x0, t, key)`: x0 behind t Gaussian masks; the key draws what is random of hole and colour.
+    """Return `D(x0, t, key)`, which puts x0 behind t Gaussian masks.
+
+    The key draws the hole's centre and colour if they are random.
 
     Args:
       image_size: H = W = n, in pixels.
       num_steps: T.
       std: σ of every step's Gaussian in pixels, one number or a list of T.
-      center: 'image': the hole is centred, at row and column ⌊(n - 1)/2⌋. (low, high): its row and
-        column are n - 1 - offset for offsets uniform on low..high, both within 0..n; the paper's
-        numbers match (1, n - 1), its released code draws from (0, n).
-      fade_to: what a hole shows: a number, gray 0 in the paper; one number for each channel; or
-        'random', one colour for each image, every channel uniform on [-.5, .5].
-      inward: close from the edges to the centre instead: for t of 1..T, G_t is one minus the
+      center: 'image' centres the hole at row and column ⌊(n - 1)/2⌋. (low, high) draws its row and
+        column as n - 1 - offset, with offsets uniform on low..high, both within 0..n. The paper's
+        numbers match (1, n - 1); its released code draws from (0, n).
+      fade_to: colour of the hole: a number (gray 0 in the paper), one number for each channel, or
+        'random', one colour for each image with every channel uniform on [-.5, .5].
+      inward: close from the edges to the centre instead. For t in 1..T, G_t is then 1 minus the
         product of the first T - t masks, so that nothing is left at T.
 
     Raises:
-      UserError: a setting that cannot work.
+      UserError: a setting is invalid.
     """
     if image_size < 2 or num_steps < 1:
         raise UserError(f"image_size={image_size} must be 2, num_steps={num_steps} 1 or more")
@@ -98,7 +100,7 @@ def _draw(
 def _apply(
     G: jax.Array, image_size: ImageSize, x0: jax.Array, t: jax.Array, pattern: MaskPattern
 ) -> jax.Array:
-    """`G_t x0 + (1 - G_t) c` with the crop of `G[t]` that begins at the pattern's corner."""
+    """Return `G_t x0 + (1 - G_t) c`; the pattern's corner is where the crop of `G[t]` begins."""
     image_size.check(x0)
     n = image_size.pixels
     if pattern.color.ndim and pattern.color.shape != x0.shape[-1:]:
@@ -111,7 +113,7 @@ def _apply(
 
 
 def _offsets(center: object, n: int) -> tuple[int, int]:
-    """(low, high), checked."""
+    """Return (low, high), checked."""
     wrong = UserError(
         f"center={center!r} must be 'image', or two integers (low, high), low ≤ high within 0..{n}"
     )
@@ -123,7 +125,7 @@ def _offsets(center: object, n: int) -> tuple[int, int]:
 
 
 def _color(fade_to: object) -> np.ndarray:
-    """One value or one for each channel, checked."""
+    """Return the colour, one value or one for each channel, checked."""
     try:
         color = np.asarray(fade_to, np.float64)
     except (TypeError, ValueError):

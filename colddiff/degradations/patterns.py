@@ -1,7 +1,7 @@
-"""What degradations have in common.
+"""The common parts of degradations: random patterns and argument checks.
 
-Random ones are two halves: draw a pattern from the key, apply it at any severity. And all of them
-refuse arguments that cannot be meant.
+A random degradation draws a pattern from the key and applies it at any severity. All degradations
+refuse invalid images and severities.
 """
 
 import functools
@@ -22,21 +22,22 @@ Apply = Callable[[jax.Array, jax.Array, Pattern], jax.Array]
 
 
 def from_pattern(draw: Draw, apply: Apply) -> Partial:
-    """`D(x0, t, key) = apply(x0, t, draw(key, x0.shape))`.
+    """Return `D(x0, t, key) = apply(x0, t, draw(key, x0.shape))`.
+
+    Both functions should be Partials of their tables, as a degradation is.
 
     Args:
       draw: `(key, shape) -> pattern` for one image of `shape` (H, W, C).
-      apply: `(x0, t, pattern) -> xt`; all of D that depends on t. Both best are Partials of their
-        tables, as a degradation is.
+      apply: `(x0, t, pattern) -> xt`, the whole part of D that depends on t.
     """
     return Partial(_draw_and_apply, as_partial(draw), as_partial(apply))
 
 
 def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
-    """`(draw, apply)` of a degradation, to draw once and apply often, or to apply a known pattern.
+    """Return `(draw, apply)` of a degradation, to reuse a pattern or to apply a known one.
 
-    One that was not made by `from_pattern` is applied with its key for a pattern. `apply` checks
-    nothing (`checked`).
+    The pattern of a degradation that `from_pattern` did not make is its key. `apply` checks no
+    arguments (`checked`).
     """
     if isinstance(degrade, Partial) and degrade.func is _check_and_degrade:
         degrade = degrade.args[1]
@@ -48,7 +49,7 @@ def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Severities:
-    """T; static within a Partial, where a plain number would be traced."""
+    """T as static data of a Partial, where `jit` would trace a plain number."""
 
     T: int
 
@@ -60,13 +61,13 @@ class _Severities:
 
 
 def checked(degrade: Callable[..., jax.Array], num_steps: int) -> Partial:
-    """Return D that refuses images that are no floats around [-1, 1], and t outside 0..T.
+    """Return D that refuses images that are not floats around [-1, 1], and t outside 0..T.
 
-    Within `jit` or `vmap` values are not known: there only the images' type is checked, and an
-    unmapped t of `vmap`. A traced t outside 0..T gives some other severity, silently.
+    Values are unknown within `jit` and `vmap`: only the images' dtype is checked there and, under
+    `vmap`, an unmapped t. A traced t outside 0..T silently gives another severity.
 
     Args:
-      degrade: D; one that is checked already is returned as it is.
+      degrade: D; a checked one is returned unchanged.
       num_steps: T.
     """
     degrade = as_partial(degrade)
@@ -76,7 +77,7 @@ def checked(degrade: Callable[..., jax.Array], num_steps: int) -> Partial:
 
 
 def checks_input(factory: Callable[..., Partial]) -> Callable[..., Partial]:
-    """Decorate a degradation's factory, which takes `num_steps`: what it makes is `checked`."""
+    """Decorate a factory that takes `num_steps`, so that it returns `checked` degradations."""
 
     @functools.wraps(factory)
     def make(*, num_steps: int, **settings: Any) -> Partial:
@@ -86,14 +87,14 @@ def checks_input(factory: Callable[..., Partial]) -> Callable[..., Partial]:
 
 
 def num_steps_of(degrade: Callable[..., jax.Array]) -> int | None:
-    """Return T of a degradation that is `checked`; None of another."""
+    """Return T of a `checked` degradation, and None for any other."""
     if isinstance(degrade, Partial) and degrade.func is _check_and_degrade:
         return degrade.args[0].T
     return None
 
 
 def as_partial(function: Callable) -> Partial:
-    """The function as a pytree, which may pass through `jit`."""
+    """Return the function as a pytree, which can be an argument of a jitted function."""
     return function if isinstance(function, Partial) else Partial(function)
 
 

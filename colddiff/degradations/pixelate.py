@@ -16,17 +16,19 @@ _HALF_WAY = (-0.09375, 0.59375, 0.59375, -0.09375)  # cubic convolution, a = -0.
 
 @checks_input
 def pixelate(*, image_size: int, num_steps: int, method: str = "area") -> Partial:
-    """`D(x0, t, key)`: x0 in blocks of 2ᵗ × 2ᵗ equal pixels; deterministic, `key` is not used.
+    """Return `D(x0, t, key)`, which shows x0 in blocks of 2ᵗ × 2ᵗ equal pixels.
+
+    It is deterministic; `key` is not used.
 
     Args:
       image_size: H = W, in pixels; a multiple of 2ᵀ.
       num_steps: T; at T there are `image_size / 2ᵀ` blocks a side.
-      method: how a step shrinks: 'area', the mean of each block, or 'bicubic', PyTorch's: four
+      method: how a step shrinks. 'area' takes the mean of each block. 'bicubic' is PyTorch's: four
         taps around the block's middle (a = -0.75), no antialiasing, borders repeated. Bicubic
-        sharpens: its xt may leave [-1, 1], to at most 1.9.
+        sharpens, so xt may leave [-1, 1], to at most 1.9.
 
     Raises:
-      UserError: a setting that cannot work.
+      UserError: a setting is invalid.
     """
     if method not in ("area", "bicubic"):
         raise unknown_name("method", method, ("area", "bicubic"))
@@ -41,15 +43,15 @@ def pixelate(*, image_size: int, num_steps: int, method: str = "area") -> Partia
 
 
 def _block_means(n: int, block: int) -> np.ndarray:
-    """From n pixels to the means of n / block blocks; `[n / block, n]`."""
+    """Return the matrix from n pixels to the means of n / block blocks; `[n / block, n]`."""
     return np.repeat(np.eye(n // block), block, axis=1) / block
 
 
 def _bicubic(n: int, block: int) -> np.ndarray:
-    """From n pixels to their cubic interpolation at the middle of each block; `[n / block, n]`."""
+    """Return the matrix from n pixels to cubic values at each block's middle; `[n / block, n]`."""
     matrix = np.zeros((n // block, n))
     for i in range(n // block):
-        middle = i * block + block // 2  # the pixel just right of it
+        middle = i * block + block // 2  # the pixel just right of the block's middle
         for offset, weight in zip((-2, -1, 0, 1), _HALF_WAY, strict=True):
             matrix[i, np.clip(middle + offset, 0, n - 1)] += weight
     return matrix

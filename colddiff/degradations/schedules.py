@@ -1,8 +1,7 @@
-"""Schedules: of a per-step parameter, such as the blur's σ, and of a blend's ᾱ.
+"""Schedules of a per-step parameter, such as the blur's σ, and of a blend's ᾱ.
 
-A parameter is a list of T floats, for t = 1..T; a constant needs none: wherever a list may stand,
-so may one number.
-What the parameter does to an image lives with its degradation.
+A parameter is a list of T floats for t = 1..T, or one number for all t. Each degradation defines
+what its parameter does to an image.
 """
 
 import itertools
@@ -13,7 +12,7 @@ from colddiff.runtime.errors import UserError
 
 
 def linear(num_steps: int, *, start: float, step: float) -> list[float]:
-    """`start + step (t - 1)` for t = 1..T."""
+    """Return `start + step (t - 1)` for t = 1..T."""
     return [start + step * i for i in range(num_steps)]
 
 
@@ -39,7 +38,7 @@ SCHEDULES: dict[str, Callable[..., list[float]]] = {
 
 
 def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[float]:
-    """One positive value for each of the T steps, from one number or a list of T.
+    """Return one positive value for each of the T steps, from one number or a list of T.
 
     Raises:
       UserError: the list has another length, or a value is not a positive finite number.
@@ -57,10 +56,10 @@ def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[
 
 
 def cosine_alpha_bar(num_steps: int) -> list[float]:
-    """ᾱ_t for t = 0..T, from 1 down to nearly 0: the cosine schedule, T + 1 floats.
+    """Return the cosine schedule: ᾱ_t for t = 0..T, from 1 down to nearly 0; T + 1 floats.
 
-    Nichol and Dhariwal 2021, equation 17 with s = .008; every β_t = 1 - ᾱ_t / ᾱ_(t-1) is at most
-    .999.
+    It is equation 17 of Nichol and Dhariwal 2021 with s = .008. Every β_t = 1 - ᾱ_t / ᾱ_(t-1) is at
+    most .999.
     """
     f = [math.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(num_steps + 1)]
     alphas = [max(after / before, 1 - 0.999) for before, after in itertools.pairwise(f)]

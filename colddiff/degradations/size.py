@@ -10,12 +10,12 @@ from colddiff.runtime.errors import UserError
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class ImageSize:
-    """H = W in pixels; static within a Partial, where a plain number would be traced."""
+    """H = W in pixels as static data of a Partial, where `jit` would trace a plain number."""
 
     pixels: int
 
     def check(self, x0: jax.Array) -> None:
-        """Refuses all but one image of this size.
+        """Refuse an x0 that is not one image of this size.
 
         Raises:
           UserError: `x0` is not `[pixels, pixels, C]`.

@@ -1,7 +1,7 @@
 """Snowfall (paper: appendix A), after ImageNet-C (Hendrycks and Dietterich 2019).
 
-Flakes are a thresholded random field, drawn out along one axis and added twice, the second time
-turned by 180°. Always from x0, never from the previous result.
+Flakes are a thresholded random field, blurred along one axis and added to x0 twice, the second time
+turned by 180°. Every severity starts from x0, not from the previous result.
 """
 
 import math
@@ -19,15 +19,15 @@ from colddiff.runtime.errors import UserError
 
 _MEAN, _STD = 0.55, 0.3  # of the random field
 _ZOOM = 2.5
-_TAPS = 11  # of the motion blur, in pixels
+_TAPS = 11  # length of the motion blur, in pixels
 
 
 class SnowPattern(NamedTuple):
-    """One image's snow.
+    """The snow of one image.
 
     Attributes:
       field: float32 `[H, W]`, whose values above the threshold are flakes.
-      vertical: bool, along which axis the flakes fall.
+      vertical: bool, true if the flakes fall vertically, false if horizontally.
     """
 
     field: jax.Array
@@ -42,16 +42,19 @@ def snow(
     threshold: tuple[float, float],
     motion_std: tuple[float, float],
 ) -> Partial:
-    """`D(x0, t, key)`: x0 with the key's snow; `threshold` and `motion_std` are linear in t.
+    """Return `D(x0, t, key)`, which adds the key's snow to x0.
+
+    `threshold` and `motion_std` are linear in t.
 
     Args:
       image_size: H = W, in pixels.
       num_steps: T.
-      threshold: (c0 at t = 1, at T): what of the random field N(.55, .3²) is snow.
+      threshold: (c0 at t = 1, at T): values of the random field N(.55, .3²) of at least c0 are
+        snow.
       motion_std: (c1 at t = 1, at T): σ of the motion blur in pixels.
 
     Raises:
-      UserError: a setting that cannot work.
+      UserError: a setting is invalid.
     """
     if image_size < 1 or num_steps < 1:
         raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
@@ -63,7 +66,7 @@ def snow(
         raise UserError(f"motion_std={motion_std!r} must be positive")
     c0 = np.linspace(*threshold, num_steps)
     kernels = [gaussian_kernel(_TAPS, c1) for c1 in np.linspace(*motion_std, num_steps)]
-    # At t = 0 there is none; the first entries only keep the index simple.
+    # There is no snow at t = 0; the first entries only make t the index.
     apply = Partial(
         _apply,
         jnp.asarray([np.inf, *c0], jnp.float32),
@@ -73,7 +76,7 @@ def snow(
 
 
 def _draw(zoom: jax.Array, key: jax.Array, shape: tuple[int, int, int]) -> SnowPattern:
-    """A coarse random field, enlarged; the field's border, cut off anyway, is not drawn."""
+    """Return an enlarged coarse random field. The border, which would be cut off, is not drawn."""
     del shape
     field_key, direction_key = jax.random.split(key)
     coarse = _MEAN + _STD * jax.random.normal(field_key, (zoom.shape[1],) * 2)
@@ -84,7 +87,7 @@ def _draw(zoom: jax.Array, key: jax.Array, shape: tuple[int, int, int]) -> SnowP
 def _apply(
     c0: jax.Array, kernels: jax.Array, x0: jax.Array, t: jax.Array, pattern: SnowPattern
 ) -> jax.Array:
-    """x0 with the flakes of severity t: `c0` `[T + 1]`, `kernels` `[T + 1, 11]`."""
+    """Return x0 with the flakes of severity t; `c0` is `[T + 1]`, `kernels` `[T + 1, 11]`."""
     ImageSize(pattern.field.shape[0]).check(x0)
     flakes = jnp.clip(jnp.where(pattern.field < c0[t], 0, pattern.field), 0, 1)
     flakes = jnp.where(pattern.vertical, flakes.T, flakes)
@@ -97,7 +100,10 @@ def _apply(
 
 
 def _zoom_matrix(n: int) -> np.ndarray:
-    """Linear interpolation of ⌈n / 2.5⌉ values, ×2.5, corners aligned, trimmed evenly to n."""
+    """Return the matrix that interpolates ⌈n / 2.5⌉ values linearly, ×2.5; `[n, ⌈n / 2.5⌉]`.
+
+    Corners are aligned, and the result is trimmed evenly to n.
+    """
     few = math.ceil(n / _ZOOM)
     many = round(few * _ZOOM)
     places = np.linspace(0, few - 1, many)[(many - n) // 2 :][:n]

@@ -1,11 +1,11 @@
-"""A small image classifier, trained here on a labelled source, whose features tell images apart.
+"""A small image classifier, trained on a labelled source, as a feature space.
 
-A feature space in which Fréchet distances mean something, with nothing to download. The features
-are what the last layer sees: 128 numbers an image, after GELU. Their scale is the training's own,
-so distances are comparable within one classifier only. Nothing in the network normalises
-activations, as that would hide a loss of contrast from the features.
+It makes Fréchet distances meaningful without a download. The features are the input of the last
+layer: 128 numbers an image, after GELU. Their scale depends on the training, so distances are
+comparable within one classifier only. The network has no normalisation layers, because they would
+hide a loss of contrast from the features.
 
-Distances, and the sets of images, are the callers'.
+Callers choose the images and compute the distances.
 """
 
 import hashlib
@@ -33,24 +33,25 @@ from colddiff.runtime.progress import Meter
 
 Params = Mapping[str, Any]
 
-_VERSION = 1  # of the network and of the files
+_VERSION = 1  # version of the network and of the file format
 _FEATURES = 128
-_LAST_SIZE = 4  # of the maps that are averaged, in pixels
+_LAST_SIZE = 4  # side of the averaged feature maps, in pixels
 _CHUNK = 500  # images classified at once
 _NOTE_EVERY = 100  # steps
-_PARAMS = "params/"  # how the names of parameters begin in a file
+_PARAMS = "params/"  # prefix of parameter names in a file
 
 
 class Settings(NamedTuple):
-    """Of the training.
+    """Training settings.
 
     Attributes:
-      epochs: how often each image is seen, ...
-      max_steps: ... unless that takes more steps than these.
-      batch_size: images a step.
-      learning_rate: of Adam, after a linear rise over a tenth of the steps; falls as a cosine to 0.
-      shift: images are moved by up to their size divided by it, at random, either way.
-      seed: of the first parameters, the order and the shifts.
+      epochs: passes over the images.
+      max_steps: largest number of steps, whatever `epochs` asks for.
+      batch_size: images per step.
+      learning_rate: Adam's peak rate; it rises linearly over a tenth of the steps, then falls to 0
+        as a cosine.
+      shift: images are shifted at random by up to side / shift pixels, along both axes.
+      seed: seed of the initial parameters, the order of images and the shifts.
     """
 
     epochs: int = 20
@@ -65,12 +66,12 @@ _SETTINGS = Settings()
 
 
 class Trained(NamedTuple):
-    """A classifier.
+    """A trained classifier.
 
     Attributes:
-      params: for `features`.
-      accuracy: on the test split, 0 to 1.
-      identity: all that the parameters depend on and a digest of them, in JSON's types.
+      params: the parameters that `features` takes.
+      accuracy: accuracy on the test split, 0 to 1.
+      identity: everything the parameters depend on, and their digest; JSON types.
     """
 
     params: Params
@@ -89,10 +90,10 @@ def load(
     background: Sequence[int] = sources.BLACK,
     settings: Settings = _SETTINGS,
 ) -> Trained:
-    """The classifier of a source's images, `[size, size, channels]`.
+    """Return the classifier of a source's images, `[size, size, channels]`.
 
-    The first call trains it and keeps it in `folder`, in a file named by a hash of the training
-    images, their labels and the settings; later calls read it.
+    The first call trains it and writes it to `folder`. The file is named by a hash of the training
+    images, their labels and the settings. Later calls read the file.
 
     Raises:
       UserError: the source has no labels or cannot be read, or the file is damaged.
@@ -129,16 +130,17 @@ def load(
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """What the last layer sees of uint8 images `[B, H, W, C]`: `[B, 128]` float32.
+    """Return the last layer's input, float32 `[B, 128]`, for uint8 images `[B, H, W, C]`.
 
-    Pure. `Partial(features, params)` can be handed through `jax.jit`. Each image's features are its
-    own, whatever the batch. H = W and C are those that `params` were trained with.
+    The function is pure: `Partial(features, params)` can be passed through `jax.jit`. An image's
+    features do not depend on the rest of its batch. H = W and C must be those of the training
+    images.
     """
     return _apply(params, images)[0]
 
 
 def accuracy(params: Params, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of uint8 images `[N, H, W, C]` that get their label, int32 `[N]`."""
+    """Return the share of uint8 images `[N, H, W, C]` classified as their int32 `labels` `[N]`."""
     starts = range(0, len(images), _CHUNK)
     found = np.concatenate([_classify(params, images[s : s + _CHUNK]) for s in starts])
     return float(np.mean(found == labels))
@@ -147,16 +149,18 @@ def accuracy(params: Params, images: np.ndarray, labels: np.ndarray) -> float:
 def train(
     images: np.ndarray, labels: np.ndarray, *, num_classes: int, settings: Settings = _SETTINGS
 ) -> Params:
-    """Parameters that tell the classes apart, by cross-entropy; on one device.
+    """Train a classifier by cross-entropy, on one device, and return its parameters.
 
-    The same arrays and settings give the same bits again, on the same machine and libraries.
+    The same arrays and settings give bit-identical parameters on the same machine and libraries.
 
     Args:
       images: uint8 `[N, size, size, channels]`.
       labels: int32 `[N]` in 0..num_classes - 1.
+      num_classes: number of logits.
+      settings: training settings.
 
     Raises:
-      UserError: fewer than two classes occur.
+      UserError: `labels` contains fewer than two classes.
     """
     found = np.unique(labels)
     if len(found) < 2:
@@ -186,15 +190,16 @@ def train(
 class _Network(nn.Module):
     """3×3 convolutions that halve the image down to 4×4 pixels, their mean, and two dense layers.
 
-    For any size and number of channels. The last two halvings, to 64 and 128 channels, each have a
-    second convolution; those before give 32 channels, so a large image costs little more.
+    The network takes any size and number of channels. The last two halvings, to 64 and 128
+    channels, each have a second convolution. Earlier halvings have one convolution to 32 channels,
+    so large images cost little more.
     """
 
     num_classes: int
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features `[B, 128]` and logits `[B, num_classes]` of uint8 `[B, H, W, C]`."""
+        """Return features `[B, 128]` and logits `[B, num_classes]` of uint8 `[B, H, W, C]`."""
         conv = partial(nn.Conv, kernel_size=(3, 3), precision=jax.lax.Precision.HIGHEST)
         dense = partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
         x = from_uint8(images)
@@ -209,7 +214,7 @@ class _Network(nn.Module):
 
 
 def _apply(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Features and logits; the parameters know how many classes there are."""
+    """Return features and logits; the shape of `params` gives the number of classes."""
     return _Network(len(params["logits"]["bias"])).apply({"params": params}, images)
 
 
@@ -219,10 +224,10 @@ def _classify(params: Params, images: jax.Array) -> jax.Array:
 
 
 def _make_step(optimizer: optax.GradientTransformation, shift: int) -> Callable:
-    """`step((params, opt_state), images, labels, corners) -> (...), loss`, jitted.
+    """Return a jitted `step((params, opt_state), images, labels, corners) -> (...), loss`.
 
-    Images are padded by `shift` pixels like their edges, and cut at `corners`, int32 `[B, 2]`. The
-    first argument is donated.
+    The step pads images by `shift` pixels with their edge values and crops them at `corners`,
+    int32 `[B, 2]`. The first argument is donated.
     """
 
     def move(image, corner):
@@ -243,9 +248,9 @@ def _make_step(optimizer: optax.GradientTransformation, shift: int) -> Callable:
 
 
 def _initial_params(num_classes: int, images: np.ndarray, rng: np.random.Generator) -> Params:
-    """Normal kernels of variance 2 / fan-in (He et al. 2015), zero biases.
+    """Draw normal kernels of variance 2 / fan-in (He et al. 2015); biases are zero.
 
-    NumPy draws them: XLA would compile for seconds.
+    NumPy draws them, because compiling the draws with XLA takes seconds.
     """
 
     def draw(leaf):
@@ -259,7 +264,7 @@ def _initial_params(num_classes: int, images: np.ndarray, rng: np.random.Generat
 
 
 def _order(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
-    """0..count - 1 in one shuffle after the other, `[length]`."""
+    """Return independent shuffles of 0..count - 1, concatenated and cut to `[length]`."""
     shuffles = [rng.permutation(count) for _ in range(-(-length // count))]
     return np.concatenate(shuffles)[:length]
 
@@ -272,10 +277,10 @@ def _write(path: Path, params: Params, reached: float, identity: str) -> None:
 
 
 def _read(path: Path, identity: str) -> tuple[Params, float, str]:
-    """Parameters, accuracy and the parameters' digest.
+    """Read a classifier's file and return the parameters, the accuracy and the digest.
 
     Raises:
-      UserError: the file cannot be read, is another classifier's, or was changed.
+      UserError: the file cannot be read, belongs to another classifier, or was changed.
     """
     try:
         with np.load(path) as file:
@@ -283,7 +288,7 @@ def _read(path: Path, identity: str) -> tuple[Params, float, str]:
             reached = float(file["accuracy"])
             names = [name for name in file.files if name.startswith(_PARAMS)]
             arrays = {name.removeprefix(_PARAMS): file[name] for name in names}
-    except Exception as error:  # damaged archives raise all sorts
+    except Exception as error:  # damaged archives raise many types of exception
         raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
     if said != identity:
         raise UserError(f"{path} is of {said}, not of {identity}; delete it")
@@ -296,7 +301,7 @@ def _read(path: Path, identity: str) -> tuple[Params, float, str]:
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Of names, shapes, types and values."""
+    """Return the SHA-256 of the arrays' names, shapes, types and values."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())

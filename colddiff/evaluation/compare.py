@@ -1,8 +1,9 @@
-"""Folders of generated images against the data and each other: `--mode=compare`.
+"""Compare folders of generated images with the data and with each other: `--mode=compare`.
 
-One row for each folder that `colddiff.inference.generate` wrote, and for the data's own splits: the
-Fréchet distance to both splits, in the feature spaces of `config.eval.features`, and how much the
-images differ among themselves. One picture shows the same seeds of all folders.
+The table has one row for each folder that `colddiff.inference.generate` wrote and for each split of
+the data. A row holds the Fréchet distances to both splits, in the feature spaces of
+`config.eval.features`, and the mean RMSE between two images of the set. One picture shows the same
+seeds of all folders.
 """
 
 import math
@@ -36,7 +37,7 @@ from colddiff.runtime.files import (
     write_text,
 )
 
-_PAIRS_OF = 512  # images whose distances are averaged
+_PAIRS_OF = 512  # images whose pairwise distances are averaged
 _PICTURED = 8
 
 
@@ -52,8 +53,8 @@ class SetRow(NamedTuple):
     """The measures of one set of images.
 
     Attributes:
-      gaps: in each of the config's feature spaces.
-      pairwise: mean RMSE between two of the images, of 512 of them, on [0, 1].
+      gaps: one for each of the config's feature spaces.
+      pairwise: mean RMSE between two images, over the pairs of up to 512 images on [0, 1].
     """
 
     title: str
@@ -63,11 +64,11 @@ class SetRow(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The measures of all folders, with what they depend on.
+    """The measures of all folders and the settings of their images.
 
     Attributes:
-      settings: by title, what the images of a folder were generated with; None if it does not say.
-      picture: of the same seeds in every folder, uint8 `[H, W, 3]`.
+      settings: each folder's `settings.json` by title; None if the folder has none.
+      picture: test images beside the same seeds of every folder, uint8 `[H, W, 3]`.
     """
 
     source: str
@@ -77,10 +78,11 @@ class Comparison(NamedTuple):
 
 
 def parse_folders(texts: Sequence[str]) -> dict[str, Path]:
-    """Titles and folders of texts 'TITLE=FOLDER'.
+    """Return folders by title from texts 'TITLE=FOLDER'.
 
     Raises:
-      UserError: a text is no such pair, or a title comes twice.
+      UserError: a text is not such a pair, a title is repeated or begins with 'data', or there are
+        no texts.
     """
     folders = {}
     for text in texts:
@@ -98,11 +100,11 @@ def parse_folders(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
-    """Measures the images in `folders` against the data of `config`.
+    """Measure the images in `folders` against the data of `config`.
 
     Raises:
-      UserError: a folder without generated images, with images of another size, or without a seed
-        that all others have; or a feature space that cannot be had.
+      UserError: a folder holds fewer than 2 generated images or images of another size, the
+        folders have no seed in common, or a feature space is not available.
     """
     settings = config.data
     shape = (settings.image_size, settings.image_size, settings.channels)
@@ -143,7 +145,10 @@ def _row(
     own: Sequence[Collected],
     truth: Sequence[Sequence[Collected]],
 ) -> SetRow:
-    """Of a set with what is kept of it, and of the data's splits, in each space."""
+    """Return the measures of a set.
+
+    `own` holds the set's feature statistics in each space; `truth` those of the data's splits.
+    """
     gaps = []
     for space, found, splits in zip(spaces, own, truth, strict=True):
         distances = [metrics.frechet_distance(found.gaussian, split.gaussian) for split in splits]
@@ -152,7 +157,7 @@ def _row(
 
 
 def markdown(comparison: Comparison) -> str:
-    """The rows as a Markdown table under a line that says what they are of."""
+    """Return the rows as a Markdown table under a line that names the source."""
     names = [gap.features for gap in comparison.rows[0].gaps]
     header = [f"FD to {split}, {name}" for name in names for split in ("train", "test")]
     cells = [["", "n", *header, "pairwise RMSE"]]
@@ -164,7 +169,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def write(comparison: Comparison, workdir: Path) -> Path:
-    """Writes `comparison.json`, `comparison.md` and `comparison.png`; returns their folder."""
+    """Write `comparison.json`, `comparison.md` and `comparison.png`; return their folder."""
     if not is_first_host():
         return workdir
     fields = comparison._asdict()
@@ -176,7 +181,7 @@ def write(comparison: Comparison, workdir: Path) -> Path:
 
 
 def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
-    """The images that were generated there, by seed; uint8 of this shape."""
+    """Read the generated images of a folder, by seed; uint8 of this shape."""
     paths = sorted(
         (p for p in folder.glob("*.png") if p.stem.isdecimal()), key=lambda p: int(p.stem)
     )
@@ -188,9 +193,9 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 found = (image.height, image.width, image.mode)
-                if found == expected:  # otherwise it may be too large to decode
+                if found == expected:  # an image of another size may be too large to decode
                     images[int(path.stem)] = np.asarray(image).reshape(shape)
-        except Exception as error:  # damaged files raise all sorts
+        except Exception as error:  # damaged files raise many types of exception
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
         if found != expected:
             raise UserError(f"{path} is of shape {found}; the config's data are {expected}")
@@ -198,12 +203,12 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    """float32 `[N, H W C]` on [0, 1]."""
+    """Return uint8 images as float32 rows `[N, H W C]` on [0, 1]."""
     return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
 
 
 def _pairwise(images: np.ndarray) -> float:
-    """Mean RMSE between two different images."""
+    """Return the mean RMSE over all pairs of different images."""
     x = _flat(images).astype(np.float64)
     squares = np.sum(x**2, axis=1)
     squared = squares[:, None] + squares[None, :] - 2 * x @ x.T

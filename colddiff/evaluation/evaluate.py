@@ -1,8 +1,8 @@
-"""How well a restorer inverts its degradation on the test split: scores, and pictures of it.
+"""Score how well a restorer inverts its degradation on the test split.
 
-Rows: Degraded (xT itself), then each sampler's x0 against the truth. Every image is degraded with
-a pattern of its own number, so no score depends on the batch size or the devices. Tables, plots
-and pictures are the business of `colddiff.reporting`.
+The first row scores the degraded images, xT itself. Each further row scores one sampler's x0
+against the truth. An image's random pattern depends on its index only, so scores do not depend on
+the batch size or the devices. `colddiff.reporting` makes tables, plots and pictures of the scores.
 """
 
 import math
@@ -36,26 +36,26 @@ from colddiff.runtime.errors import UserError
 from colddiff.runtime.progress import Meter
 from colddiff.sampling.samplers import image_keys, times_between
 
-_FEWEST = 4  # images that have a kernel distance
-_BATCH = 64  # images whose features are taken between two looks at whether to stop
+_FEWEST = 4  # images that a kernel distance needs
+_BATCH = 64  # images between two calls of `between`, such as `Stop.check`
 
 
 class Way(NamedTuple):
-    """A way to restore: a sampler's name, and how many steps it takes from T to 0."""
+    """A way to restore: a sampler's name, and its number of steps from T to 0."""
 
     sampler: str
     steps: int
 
 
 class Distance(NamedTuple):
-    """Between the restored images and the whole test split, in one feature space.
+    """Distances between the restored images and the whole test split, in one feature space.
 
     Attributes:
       space: a name of `colddiff.evaluation.features.SPACES`.
-      features: the space's full name, to stand beside the numbers.
+      features: the space's full name, shown beside the numbers.
       frechet: Fréchet distance; FID is this in the space 'inception-2015-12-05'.
-      kernel: kernel distance (KID), with its standard error; None of fewer than 4 images.
-      frechet_at: of a subset of n restored images, by n.
+      kernel: kernel distance (KID) with its standard error; None for fewer than 4 images.
+      frechet_at: Fréchet distance of a subset of n restored images, by n.
     """
 
     space: str
@@ -69,10 +69,10 @@ class Row(NamedTuple):
     """The scores of one way to restore.
 
     Attributes:
-      name: 'degraded', or the sampler's.
+      name: 'degraded', or the sampler's name.
       steps: restorer calls for each image.
-      times: the severities on its way.
-      seconds: for each image, the degradation and, the first time, compilation included.
+      times: the severities that the sampler visits, from T to 0; only T for 'degraded'.
+      seconds: time for each image; includes the degradation and, the first time, compilation.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The scores of a run, with all that they depend on.
+    """The scores of a run and everything they depend on.
 
     Attributes:
-      num_images: of the test split, that were degraded and restored.
-      num_reference: of the test split, all, that distances are to; 0 where there are none.
-      weights: 'EMA', or 'none' where nothing was restored.
-      paper: the paper's (FID, SSIM, RMSE) by row, empty where it has none.
+      num_images: number of test images that were degraded and restored.
+      num_reference: size of the test split, the reference of distances; 0 without feature spaces.
+      weights: 'EMA', or 'none' if nothing was restored.
+      paper: the paper's (FID, SSIM, RMSE) by row; empty if the paper has none.
     """
 
     source: str
@@ -108,12 +108,12 @@ class Report(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What restored images are compared with.
+    """The images and feature statistics that restored images are compared with.
 
     Attributes:
-      images: of the test split, uint8 `[N, H, W, C]`.
-      order: int `[N]`, in which subsets and distances take them (`sources.Split`).
-      spaces: feature spaces, with what is kept of the whole test split in each.
+      images: test images, uint8 `[N, H, W, C]`.
+      order: int `[N]`, the order of images in subsets and distances (`sources.Split`).
+      spaces: feature spaces, each with the feature statistics of the whole test split.
     """
 
     images: np.ndarray
@@ -127,7 +127,10 @@ def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
 
 
 def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
-    """Return so many test images, `config.eval.num_images` if None, for `config.eval.features`."""
+    """Return test images and the test split's feature statistics for `config.eval.features`.
+
+    `num_images` is `config.eval.num_images` if None; 0 means all.
+    """
     spaces = [make_features(name, config) for name in config.eval.features]
     kept = [of_split(features, config, config.data.test_split) for features in spaces]
     count = config.eval.num_images if num_images is None else num_images
@@ -138,14 +141,16 @@ def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
 def ways_of(
     experiment: Experiment, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
 ) -> list[Way]:
-    """Each sampler with each number of steps; direct takes one.
+    """Return each sampler with each number of steps; direct takes one step.
 
     Args:
-      samplers: the config's `eval.samplers` if None.
-      steps: the config's if empty.
+      experiment: the config, degradation and T to restore with.
+      samplers: names of samplers; the config's `eval.samplers` if None.
+      steps: numbers of sampler steps; the config's if empty.
 
     Raises:
-      UserError: steps outside 1..T, or a sampler that does not exist or takes other degradations.
+      UserError: a number of steps is outside 1..T, or a sampler does not exist or does not support
+        the degradation.
     """
     ways = []
     for name in experiment.config.eval.samplers if samplers is None else samplers:
@@ -159,10 +164,11 @@ def ways_of(
 def check_ways(
     config: ConfigDict, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
 ) -> None:
-    """Refuse, without a look at any image, what `evaluate` would refuse after a whole training.
+    """Refuse, before training and without decoding images, settings that `evaluate` refuses.
 
     Raises:
-      UserError: as `ways_of`, or `config.eval.counts` that the test split is too small for.
+      UserError: as for `ways_of`; or a feature space does not exist, or the test split is too small
+        for `config.eval.counts`.
     """
     names = config.eval.samplers if samplers is None else samplers
     if "ddim" in names or "ddpm" in names:
@@ -193,18 +199,18 @@ def evaluate(
     counts: Sequence[int] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Scores the degraded images and each way to restore them.
+    """Score the degraded images and each way to restore them.
 
     Args:
-      run: trained, unless there is no way.
+      run: the run to score; it must be trained unless `ways` is empty.
       truth: `load_truth` of the config if None.
-      ways: `ways_of` the config if None.
-      counts: sizes of subsets to measure Fréchet distances of as well; those of the config if
+      ways: `ways_of` the experiment if None.
+      counts: sizes of subsets whose Fréchet distances are computed too; `config.eval.counts` if
         None.
-      between: is called after each batch, as `Stop.check` wants to be.
+      between: callback after each batch, such as `Stop.check`.
 
     Raises:
-      UserError: there are not so many images, or other settings that cannot work.
+      UserError: there are fewer images than `counts` asks for, or other settings are invalid.
     """
     config, experiment = run.config, run.experiment
     truth = load_truth(config) if truth is None else truth
@@ -233,9 +239,9 @@ def _score(
     counts: Sequence[int],
     between: Callable[[], None],
 ) -> Row:
-    """One row: the images degraded to T, restored, compared with themselves; None: not restored."""
+    """Degrade the images to T, restore them unless `way` is None, and return their scores."""
     config, mesh, T = run.config, create_mesh(), run.T
-    # Every device takes as many images as the next; none of it shows in the scores.
+    # All devices take equally many images. Scores do not depend on the batch size.
     batch_size = min(config.eval.batch_size, len(truth.images))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     name = "degraded" if way is None else way.sampler
@@ -249,7 +255,7 @@ def _score(
         for first in firsts:
             batch = images[first : first + batch_size]
             count = len(batch)
-            # The last batch is filled up, so that one program serves all.
+            # The last batch is padded, so that one compiled program serves all batches.
             batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
             *scores, x0_hat = _score_batch(
                 restoration,
@@ -281,7 +287,7 @@ def _distance(
     counts: Sequence[int],
     between: Callable[[], None],
 ) -> Distance:
-    """Return the distances between restored images, in the order of subsets, and the reference."""
+    """Return the distances between restored images, in `Truth.order`, and the reference."""
 
     def each():
         for first in range(0, len(images), _BATCH):
@@ -295,7 +301,7 @@ def _distance(
         for n, moments in found.moments.items()
     }
     few = min(len(found.first), len(reference.first)) < _FEWEST
-    # Image i was made from image i of the split.
+    # Paired: restored image i was made from image i of the reference.
     kernel = None if few else metrics.kernel_distance(found.first, reference.first, paired=True)
     return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
 
@@ -304,7 +310,10 @@ def _distance(
 def _score_batch(
     restoration: Restoration, images: jax.Array, keys: jax.Array, times: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return mean squared error and SSIM of each image, `[B]` both, and x0_hat."""
+    """Return each image's mean squared error and SSIM, both `[B]`, and x0_hat.
+
+    SSIM is NaN if the images are smaller than its window.
+    """
     x0 = from_uint8(images)
     x0_hat = degrade_and_restore(restoration, x0, keys, times)
     truth, restored = to_unit(x0), to_unit(x0_hat)
@@ -314,5 +323,5 @@ def _score_batch(
 
 
 def _keep_degraded(restore, degrade, params, xT, keys, times, iterates_at=None):
-    """The sampler of the Degraded row: xT itself."""
+    """Return xT itself, as the sampler of the Degraded row."""
     return xT

@@ -1,12 +1,12 @@
-"""Feature spaces in which sets of images are compared, and what is kept of a set.
+"""Feature spaces for comparing sets of images, and the feature statistics of a set.
 
     pixels       all pixels, on [0, 1]
     pca          32 principal components of the training split's pixels
-    classifier   a small classifier's, trained here on the training split (`classifier.py`)
-    inception    FID's network (`inception.py`)
+    classifier   features of a small classifier of the training split (`classifier.py`)
+    inception    features of FID's network (`inception.py`)
 
-A distance means nothing without the space it was measured in, so a space's `name` stands beside
-every number. The distances themselves are in `colddiff.evaluation.metrics`.
+A distance is meaningful only with its feature space, so a space's `name` is shown beside every
+number. `colddiff.evaluation.metrics` computes the distances.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ from colddiff.runtime.files import atomic_write
 from colddiff.runtime.progress import Meter
 
 _COMPONENTS = 32
-_PCA_IMAGES = 10_000  # of the training split
-_EXACT = 4096  # pixels times channels, up to which a covariance of them is computed
+_PCA_IMAGES = 10_000  # images of the training split that PCA is fitted to
+_EXACT = 4096  # largest H W C for which the full covariance is computed
 _KEPT = 10_000  # features for a kernel distance
-_CHUNK = 16  # images that a device takes at a time: so rounding is the same whatever the batch
+_CHUNK = 16  # images per device and call; fixed, because rounding depends on the batch size
 _BATCH = 1024  # images copied at a time
-_VERSION = 1  # of the files in the cache
+_VERSION = 1  # version of the cached files' format
 
 
 class Features(NamedTuple):
     """A feature space.
 
     Attributes:
-      space: its name in `SPACES`.
-      name: what stands beside every number, such as 'pca-32 of digits 32²×1'.
-      identity: all that the features depend on, in JSON's types.
-      extract: `extract(images) -> [B, D]` float32, of uint8 `[B, H, W, C]`; a Partial, for `jit`.
+      space: its key in `SPACES`.
+      name: full name, shown beside every number, such as 'pca-32 of digits 32²×1'.
+      identity: everything the features depend on; JSON types.
+      extract: `extract(images) -> [B, D]` float32, for uint8 `[B, H, W, C]`; a Partial, for `jit`.
     """
 
     space: str
@@ -57,11 +57,11 @@ class Features(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What is kept of a set of images in a feature space.
+    """The feature statistics of a set of images.
 
     Attributes:
-      moments: of the first n images, by n; of all images last.
-      first: the features of the first 10,000 images, `[., D]` float32.
+      moments: moments of the first n images, by n; the last entry is of all images.
+      first: features of the first 10,000 images, float32 `[., D]`.
     """
 
     moments: dict[int, metrics.Moments]
@@ -69,25 +69,25 @@ class Collected(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many images there were."""
+        """Return the number of images."""
         return max(self.moments)
 
     @property
     def gaussian(self) -> metrics.Gaussian:
-        """Of all of them."""
+        """Return the mean and covariance of all images' features."""
         return self.moments[self.count].gaussian
 
 
 def cache_folder() -> Path:
-    """Where statistics and weights are kept: $COLDDIFF_CACHE, or ~/.cache/colddiff."""
+    """Return the folder of statistics and weights: $COLDDIFF_CACHE, or ~/.cache/colddiff."""
     return Path(os.environ.get("COLDDIFF_CACHE") or "~/.cache/colddiff").expanduser()
 
 
 def make_features(name: str, config: ConfigDict) -> Features:
-    """The feature space of that name for the images of a config.
+    """Return the feature space of that name for the images of a config.
 
     Raises:
-      UserError: no such space; or the data have no labels, or weights are missing.
+      UserError: there is no such space, the data have no labels, or weights are missing.
     """
     check_spaces([name])
     return SPACES[name](config)
@@ -97,7 +97,7 @@ def check_spaces(names: Iterable[str]) -> None:
     """Refuse names of feature spaces that do not exist.
 
     Raises:
-      UserError: lists those that do.
+      UserError: a name is unknown; the message lists the known ones.
     """
     for name in names:
         if name not in SPACES:
@@ -107,14 +107,16 @@ def check_spaces(names: Iterable[str]) -> None:
 def collect(
     features: Features, batches: Iterable[np.ndarray], *, total: int, counts: Sequence[int] = ()
 ) -> Collected:
-    """Streams images, uint8 `[., H, W, C]` in batches of any size, through the features.
+    """Compute the feature statistics of a stream of images, on all devices.
 
-    On all devices; no image is dropped. Neither the batches nor the devices change the features,
-    and the sums are in float64.
+    No image is dropped. The features do not depend on the batches or the number of devices. Sums
+    are in float64.
 
     Args:
-      total: the number of images, for the progress line.
-      counts: of how many of the first images to keep the moments as well.
+      features: the feature space.
+      batches: uint8 images `[., H, W, C]`, in batches of any size.
+      total: number of images, for the progress line.
+      counts: return the moments of the first n images too, for each n in `counts`.
     """
     mesh = create_mesh()
     size = _CHUNK * mesh.size
@@ -143,10 +145,10 @@ def collect(
 
 
 def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
-    """What is kept of a split of the config's data; from the cache if it was collected before.
+    """Return the feature statistics of a split of the config's data, from the cache if possible.
 
-    The images are taken in the order of `Split.order`. The file's name is a hash of all that it
-    depends on, the pixels included, and it says so inside.
+    The images are taken in the order of `Split.order`. The file's name is a hash of everything the
+    statistics depend on, including the pixels. The file also holds the hashed text, for a check.
     """
     images, _, order = load_split(config, split)
     source = config.data.source
@@ -175,7 +177,7 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
             moments = metrics.Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
             found = Collected({moments.count: moments}, arrays["first"])
             said = str(arrays["identity"])
-    except Exception as error:  # damaged archives raise all sorts
+    except Exception as error:  # damaged archives raise many types of exception
         raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
     if said != text:
         raise UserError(f"{path} is of {said}, not of {text}; delete it")
@@ -201,7 +203,7 @@ def _extract(extract: Partial, images: jax.Array) -> jax.Array:
 
 
 def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same images in the same order, `size` at a time, and the rest."""
+    """Yield the same images in the same order, `size` at a time, then the rest."""
     waiting = None
     for batch in batches:
         waiting = batch if waiting is None else np.concatenate([waiting, batch])
@@ -240,7 +242,7 @@ def _pca(config: ConfigDict) -> Features:
 
 
 def _origin(config: ConfigDict) -> str:
-    """What a space was fitted to: 'digits 32²×1'."""
+    """Return the name of the data that a space was fitted to, such as 'digits 32²×1'."""
     settings = config.data
     split = "" if settings.train_split == "train" else f" {settings.train_split}"
     return f"{settings.source}{split} {settings.image_size}²×{settings.channels}"

@@ -1,11 +1,11 @@
 """The Inception network of the Fréchet Inception distance, and its weights.
 
-Inception-v3 (Szegedy et al. 2015) with the weights of 2015-12-05 that FID (Heusel et al. 2017)
-measures in, as pytorch-fid has ported them to a PyTorch file. That network departs from the paper:
-it has 1008 outputs; its average pools leave the padding out; and the pool branch of its last block
-takes a maximum. Sums are in float32 throughout: FIDs are compared to the third digit.
+The network is Inception-v3 (Szegedy et al. 2015) with the weights of 2015-12-05 that FID (Heusel et
+al. 2017) uses, from pytorch-fid's PyTorch file. It differs from the paper: it has 1008 outputs, its
+average pools leave the padding out, and the pool branch of its last block takes a maximum. All sums
+are in float32, because FIDs are compared to the third digit.
 
-How features become a distance is in `colddiff.evaluation.metrics`.
+`colddiff.evaluation.metrics` computes distances from the features.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 IDENTITY = {"network": NAME, "sha256": SHA256, "resize": "bilinear to 299, not antialiased"}
 
 _SIDE = 299  # pixels
-_EPSILON = 1e-3  # of the batch normalisation
-_TIMEOUT = 30  # seconds without an answer
-_PIECE = 2**20  # bytes
+_EPSILON = 1e-3  # ε of the batch normalisation
+_TIMEOUT = 30  # seconds to wait for an answer
+_PIECE = 2**20  # bytes per read
 _CONVERSION = 1  # the version of `convert`
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -46,29 +46,32 @@ Params = dict[str, Any]
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """What the network's last average pool gives; float32 `[B, 2048]`.
+    """Return the output of the network's last average pool; float32 `[B, 2048]`.
 
     Args:
-      params: as `convert` or `load` gives.
-      images: uint8 `[B, H, W, C]` of any size, C = 1 (shown as three equal channels) or 3.
+      params: parameters from `convert` or `load`.
+      images: uint8 `[B, H, W, C]` of any size, C = 1 (repeated to three channels) or 3.
 
     Raises:
-      UserError: they are no such images.
+      UserError: the images have another dtype or shape.
     """
     return InceptionV3().apply({"params": params}, _prepare(images))[0]
 
 
 def logits(params: Params, images: jax.Array) -> jax.Array:
-    """The 1008 outputs, before any softmax; float32 `[B, 1008]`. Arguments as of `features`."""
+    """Return the 1008 outputs before any softmax; float32 `[B, 1008]`.
+
+    The arguments are those of `features`.
+    """
     return InceptionV3().apply({"params": params}, _prepare(images))[1]
 
 
 def load(folder: Path) -> Params:
-    """The weights in a folder; the first time they are downloaded and converted there.
+    """Return the weights in a folder; the first call downloads and converts them.
 
     Raises:
-      UserError: there is no network and no file, and which file to put where; or a file there is
-        not what it should be.
+      UserError: the download fails, and the message says which file to put where; or a file in the
+        folder is damaged or not the expected one.
     """
     converted = folder / f"{NAME}.npz"
     if not converted.exists():
@@ -80,10 +83,10 @@ def load(folder: Path) -> Params:
 
 
 def convert(state: dict[str, np.ndarray]) -> Params:
-    """The parameters of `InceptionV3` from a state dict with torchvision's names.
+    """Return the parameters of `InceptionV3` from a state dict with torchvision's names.
 
-    The batch normalisation's scale and shift of each channel go into its convolution: at inference
-    they are constants. Counters of batches and an auxiliary classifier are left out.
+    Each batch normalisation is folded into its convolution, because its scale and shift are
+    constant at inference. Batch counters and the auxiliary classifier are left out.
 
     Args:
       state: float32 arrays; kernels are `[out, in, H, W]`.
@@ -92,7 +95,8 @@ def convert(state: dict[str, np.ndarray]) -> Params:
       Float32 arrays; kernels are `[H, W, in, out]`.
 
     Raises:
-      UserError: a tensor is missing, unknown, of another shape or not float32: which one.
+      UserError: a tensor is missing, unknown, of another shape or not float32; the message names
+        it.
     """
     layers = _kernel_shapes()
     _check(state, layers)
@@ -115,7 +119,10 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features `[B, 2048]` and logits `[B, 1008]` of float32 `[B, 299, 299, 3]` on [-1, 1]."""
+        """Return features `[B, 2048]` and logits `[B, 1008]`.
+
+        The images x are float32 `[B, 299, 299, 3]` on [-1, 1].
+        """
         x = _conv(x, "Conv2d_1a_3x3", 32, 3, stride=2)
         x = _conv(x, "Conv2d_2a_3x3", 32, 3, padding="VALID")
         x = _conv(x, "Conv2d_2b_3x3", 64, 3)
@@ -139,7 +146,7 @@ class InceptionV3(nn.Module):
 
 
 class _BlockA(nn.Module):
-    """1×1, 5×5, twice 3×3, and a pool."""
+    """Four branches: 1×1, 5×5, two 3×3, and an average pool."""
 
     pool_features: int
 
@@ -156,7 +163,7 @@ class _BlockA(nn.Module):
 
 
 class _BlockB(nn.Module):
-    """Halves the size: 3×3, twice 3×3, and a pool."""
+    """Three branches that halve the size: 3×3, two 3×3, and a max pool."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -168,9 +175,9 @@ class _BlockB(nn.Module):
 
 
 class _BlockC(nn.Module):
-    """1×1, 7×7 and twice 7×7, each as a row and a column, and a pool."""
+    """Four branches: 1×1, one and two 7×7 (each split into 1×7 and 7×1), and an average pool."""
 
-    width: int  # of what lies between
+    width: int  # channels of the inner convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -188,7 +195,7 @@ class _BlockC(nn.Module):
 
 
 class _BlockD(nn.Module):
-    """Halves the size: 3×3, 7×7 before a 3×3, and a pool."""
+    """Three branches that halve the size: 3×3, 7×7 before a 3×3, and a max pool."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -202,9 +209,9 @@ class _BlockD(nn.Module):
 
 
 class _BlockE(nn.Module):
-    """1×1, a row beside a column, 3×3 before such a pair, and a pool."""
+    """Four branches: 1×1, 1×3 beside 3×1, 3×3 followed by 1×3 beside 3×1, and `pool`."""
 
-    pool: Callable[[jax.Array], jax.Array]  # the last two blocks differ in it
+    pool: Callable[[jax.Array], jax.Array]  # the last two blocks use different pools
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -232,9 +239,9 @@ def _conv(
     stride: int = 1,
     padding: str = "SAME",
 ) -> jax.Array:
-    """Convolution, the scale and shift that `convert` has put into it, ReLU.
+    """Apply a convolution, which includes the batch normalisation (`convert`), and ReLU.
 
-    A stride of 2 goes without padding.
+    With a stride of 2 there is no padding.
     """
     size = (size, size) if isinstance(size, int) else size
     padding = padding if stride == 1 else "VALID"
@@ -243,7 +250,7 @@ def _conv(
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """The mean of the up to 3×3 pixels around each one that are inside the image."""
+    """Average the 3×3 pixels around each pixel, without those outside the image."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
@@ -252,7 +259,7 @@ def _max_pool(x: jax.Array) -> jax.Array:
 
 
 def _prepare(images: jax.Array) -> jax.Array:
-    """uint8 `[B, H, W, C]` to float32 `[B, 299, 299, 3]` on [-1, 1]."""
+    """Resize uint8 `[B, H, W, C]` to float32 `[B, 299, 299, 3]` on [-1, 1]."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != jnp.uint8:
         given = f"{images.dtype} {images.shape}"
         raise UserError(f"{NAME} takes uint8 images [B, H, W, 1 or 3]; got {given}")
@@ -263,9 +270,10 @@ def _prepare(images: jax.Array) -> jax.Array:
 
 
 def _resize_matrix(n: int) -> np.ndarray:
-    """Row i mixes the two of n pixels nearest to the centre of pixel i of 299; float32 `[299, n]`.
+    """Return the matrix that resizes n pixels to 299, float32 `[299, n]`.
 
-    No more than two, however large n is: what PyTorch calls bilinear, align_corners=False.
+    Row i mixes the two pixels nearest to the centre of pixel i, even if n is large (no
+    antialiasing). This is PyTorch's bilinear mode with align_corners=False.
     """
     place = np.maximum((np.arange(_SIDE) + 0.5) * n / _SIDE - 0.5, 0)
     below = np.minimum(place.astype(int), n - 1)
@@ -277,7 +285,7 @@ def _resize_matrix(n: int) -> np.ndarray:
 
 
 def _kernel_shapes() -> dict[str, tuple[int, ...]]:
-    """Of each layer, by its name in the file."""
+    """Return each layer's kernel shape, by the layer's name in the file."""
     x = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32)
     params = jax.eval_shape(InceptionV3().init, jax.random.key(0), x)["params"]
     flat = flatten_dict(params, sep=".")
@@ -285,7 +293,7 @@ def _kernel_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _check(state: dict[str, np.ndarray], layers: dict[str, tuple[int, ...]]) -> None:
-    """Refuses a state dict that is not of these layers."""
+    """Refuse a state dict that does not match these layers."""
     expected = {"fc.weight": layers["fc"][::-1], "fc.bias": layers["fc"][-1:]}
     for layer, (*size, inputs, outputs) in layers.items():
         if layer != "fc":
@@ -303,12 +311,12 @@ def _check(state: dict[str, np.ndarray], layers: dict[str, tuple[int, ...]]) -> 
 
 
 def _some(names: list[str]) -> str:
-    """The first, and how many more there are."""
+    """Return the first name and the number of further names."""
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
 def _original(path: Path) -> Path:
-    """The published file, downloaded if it is not there; verified."""
+    """Return the path of the published file; download it if missing, and verify it."""
     if not path.exists():
         _download(path)
     with path.open("rb") as file:
@@ -343,7 +351,7 @@ def _download(path: Path) -> None:
 
 
 def _read(path: Path) -> Params:
-    """What `load` wrote; verified."""
+    """Read and verify the file that `load` wrote."""
     try:
         with np.load(path) as arrays:
             flat = {name: arrays[name] for name in arrays.files}
@@ -355,7 +363,7 @@ def _read(path: Path) -> Params:
 
 
 def _checksum(flat: dict[str, np.ndarray]) -> str:
-    """Of the arrays, and of what they were converted from and how."""
+    """Return the SHA-256 of the arrays, the original file's hash and `convert`'s version."""
     digest = hashlib.sha256(f"{SHA256} {_CONVERSION}".encode())
     for name, array in sorted(flat.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

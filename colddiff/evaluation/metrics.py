@@ -1,8 +1,8 @@
 """Distances between images, and between sets of images.
 
-Images are on [0, 1], not clamped; `x, y` are float32 `[B, H, W, C]`. RMSE and PSNR of a whole set
-come from its mean squared error: a mean of per-image RMSEs would be another number. Sets are
-compared by features, `[N, D]`. Which images, and which features, is decided by callers.
+Images are on [0, 1], not clamped; `x, y` are float32 `[B, H, W, C]`. RMSE and PSNR of a set come
+from its mean squared error, which is not the mean of per-image RMSEs or PSNRs. Sets are compared by
+features, `[N, D]`. Callers choose the images and the features.
 """
 
 import math
@@ -16,30 +16,31 @@ from colddiff.runtime.errors import UserError
 
 SSIM_WINDOW = 11  # pixels
 _SSIM_SIGMA = 1.5
-_GROUPS = 20  # of images, for the jackknife
+_GROUPS = 20  # groups of images for the jackknife
 _C1, _C2 = 0.01**2, 0.03**2  # (K L)² for data range L = 1
 
 
 def mean_squared_error(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Of each image, over pixels and channels; `[B]`."""
+    """Return each image's mean squared error over pixels and channels; `[B]`."""
     return jnp.mean((x - y) ** 2, axis=(1, 2, 3))
 
 
 def rmse(mse: float) -> float:
-    """Root of the mean squared error of all pixels of all images."""
+    """Return the root of the mean squared error of all pixels of all images."""
     return math.sqrt(mse)
 
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB for a peak of 1; infinite for equal images."""
+    """Return the peak signal-to-noise ratio in dB for a peak of 1; infinite for equal images."""
     return -10 * math.log10(mse) if mse > 0 else math.inf
 
 
 def ssim(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Structural similarity of each image; `[B]`, 1 for equal ones.
+    """Return the structural similarity of each image; `[B]`, 1 for equal images.
 
-    Wang et al. 2004 with their settings: 11×11 Gaussian window of σ = 1.5 kept inside the image,
-    K = (.01, .03), data range 1; the mean over places and channels.
+    The settings are those of Wang et al. 2004: an 11×11 Gaussian window of σ = 1.5 that stays
+    inside the image, K = (.01, .03), data range 1. The result is a mean over positions and
+    channels.
 
     Raises:
       UserError: the images are smaller than the window.
@@ -69,7 +70,7 @@ class Gaussian(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What is left of N features `[N, D]` when they have streamed by; float64.
+    """Count, mean and scatter of N features `[N, D]`; float64.
 
     Attributes:
       count: N.
@@ -83,7 +84,7 @@ class Moments(NamedTuple):
 
     @property
     def gaussian(self) -> Gaussian:
-        """The covariance is divided by N - 1.
+        """Return the mean and the covariance, the scatter divided by N - 1.
 
         Raises:
           UserError: there are fewer than two features.
@@ -94,14 +95,14 @@ class Moments(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Those of features `[N, D]`, N ≥ 1."""
+    """Return the moments of features `[N, D]`, N ≥ 1."""
     features = np.asarray(features, np.float64)
     mean = features.mean(axis=0)
     return Moments(len(features), mean, (features - mean).T @ (features - mean))
 
 
 def merge(x: Moments, y: Moments) -> Moments:
-    """Those of both together (Chan et al. 1983): no difference of large sums is taken."""
+    """Merge two sets of moments without cancellation (Chan et al. 1983)."""
     count = x.count + y.count
     step = y.mean - x.mean
     mean = x.mean + step * (y.count / count)
@@ -110,20 +111,21 @@ def merge(x: Moments, y: Moments) -> Moments:
 
 
 def frechet_distance(x: Gaussian, y: Gaussian) -> float:
-    """`|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x^½ Σ_y Σ_x^½)^½)`, the squared 2-Wasserstein distance.
+    """Return the squared 2-Wasserstein distance of two Gaussians.
 
-    By symmetric eigenvalues: no complex number arises where a covariance is singular. The trace of
-    the last root is the sum of the singular values of `Σ_x^½ Σ_y^½`; taking roots of eigenvalues of
-    the product instead would enlarge their rounding, 1e-16 to 1e-8 each.
+    It is `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x^½ Σ_y Σ_x^½)^½)`. Roots come from symmetric
+    eigenvalues, so singular covariances give no complex numbers. The trace of the last root is the
+    sum of the singular values of `Σ_x^½ Σ_y^½`. Roots of the product's eigenvalues would amplify
+    their rounding from 1e-16 to 1e-8 each.
     """
     cross = np.sum(np.linalg.svd(_root(x.covariance) @ _root(y.covariance), compute_uv=False))
     traces = np.trace(x.covariance) + np.trace(y.covariance)
     distance = np.sum((x.mean - y.mean) ** 2) + traces - 2 * cross
-    return max(float(distance), 0.0)  # rounding may take equal ones below
+    return max(float(distance), 0.0)  # rounding may give less than 0 for equal Gaussians
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """Σ^½ of a symmetric matrix; eigenvalues within rounding of 0 are 0."""
+    """Return Σ^½ of a symmetric matrix; eigenvalues within rounding of 0 are set to 0."""
     values, vectors = np.linalg.eigh(covariance)
     noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
     return vectors * np.sqrt(np.where(values > noise, values, 0)) @ vectors.T
@@ -137,18 +139,20 @@ class Estimate(NamedTuple):
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> Estimate:
-    """KID of features `[M, D]` and `[N, D]`: the squared MMD with the kernel (a·b / D + 1)³.
+    """Return the KID of two sets of features: squared MMD with the kernel (a·b / D + 1)³.
 
-    The unbiased estimate from all pairs (Bińkowski et al. 2018, who average over random subsets
-    instead), so it may fall below 0. The error is a jackknife's over 20 groups of images; of equal
-    sets it is up to √2 too large.
+    The estimate is unbiased and may be below 0. It uses all pairs, where Bińkowski et al. 2018
+    average over random subsets. The error is a jackknife estimate over 20 groups of images; for
+    equal sets it is up to √2 too large.
 
     Args:
-      paired: x_i was made from y_i, so that the pair (x_i, y_i) tells nothing of the sets, and is
-        left out; else all are independent.
+      x: features `[M, D]`.
+      y: features `[N, D]`.
+      paired: True if x_i was made from y_i; the pair (x_i, y_i) is then left out, because it is not
+        independent. False if all features are independent.
 
     Raises:
-      UserError: fewer than 4 images on either side.
+      UserError: there are fewer than 4 images in x or y.
     """
     fewest = min(len(x), len(y))
     if fewest < 4:
@@ -182,7 +186,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> Es
 def _kernel_sums(
     x: np.ndarray, y: np.ndarray, x_ends: np.ndarray, y_ends: np.ndarray
 ) -> np.ndarray:
-    """Sums of the kernel between each group of x and each of y; one such block at a time."""
+    """Return the kernel's sum for each group of x with each of y, one block at a time."""
     sums = np.empty((len(x_ends) - 1, len(y_ends) - 1))
     for g, h in np.ndindex(*sums.shape):
         a, b = x[x_ends[g] : x_ends[g + 1]], y[y_ends[h] : y_ends[h + 1]]
@@ -191,7 +195,7 @@ def _kernel_sums(
 
 
 def _window_matrix(n: int) -> np.ndarray:
-    """Row i averages n pixels with the window that begins at pixel i; float32 `[n - 10, n]`."""
+    """Return float32 `[n - 10, n]`; row i averages pixels with the window that begins at i."""
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     window = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
     matrix = np.zeros((n - SSIM_WINDOW + 1, n), np.float32)

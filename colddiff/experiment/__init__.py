@@ -1,4 +1,4 @@
-"""From a config to an Experiment, and what is kept of one: the training state and its checkpoints.
+"""The Experiment that a config describes, its training state, and its checkpoints.
 
-May import `data` and what is below it. Only this wing imports orbax.
+It may import `data` and the packages below it. Only this package imports orbax.
 """

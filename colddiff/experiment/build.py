@@ -1,7 +1,7 @@
-"""From a config to the functions it names: degradation, restorer, optimiser, sampler.
+"""Construction of the functions that a config names: degradation, restorer, optimiser, sampler.
 
-Tables of names, and the checks that a config can work. Nothing is trained or written here, and
-nothing read but what a degradation is made of: a bank of images, or the file with its function.
+It also checks that a config can work. It trains and writes nothing. It reads only what a
+degradation needs: a bank of images, or the file with the user's function.
 """
 
 import functools
@@ -52,15 +52,16 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Experiment(NamedTuple):
-    """What a config stands for.
+    """The functions and the largest severity that a config describes.
 
     Attributes:
       config: the config itself.
       degrade: `D(x0, t, key) -> xt` for one image; a Partial, to be passed through `jit`.
       model: the restorer's Linen module.
       restore: `R(params, xt, t) -> x0_hat` for a batch.
-      network_input: what the network is shown of degraded images: with `data.eight_bit` they are
-        cut to 8 bits. Meant for what D gives, and for xT; never for later iterates of a sampler.
+      network_input: converts degraded images to the network's input: with `data.eight_bit` it
+        truncates them to 8 bits. Apply it to results of D and to xT, never to later iterates of a
+        sampler.
       optimizer: the optax transformation.
       T: the largest severity.
     """
@@ -75,21 +76,21 @@ class Experiment(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many steps the config's sampler takes; its 0 means T."""
+        """Return the sampler steps of the config; 0 there means T."""
         return self.config.sampler.steps or self.T
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Return (H, W, C)."""
         settings = self.config.data
         return settings.image_size, settings.image_size, settings.channels
 
 
 def build(config: ConfigDict) -> Experiment:
-    """The experiment of a config.
+    """Build the experiment of a config.
 
     Raises:
-      UserError: a name that does not exist, or settings that cannot work together.
+      UserError: a name does not exist, or settings cannot work together.
     """
     check_numbers(config)
     model = _make("model", config.model, networks.NETWORKS, channels=config.data.channels)
@@ -103,14 +104,14 @@ def build(config: ConfigDict) -> Experiment:
         T=config.degradation.num_steps,
     )
     chosen = [make_sampler(config, name) for name in (config.sampler.name, *config.eval.samplers)]
-    times_between(experiment.T, experiment.steps)  # refuses wrong ones
+    times_between(experiment.T, experiment.steps)  # refuses wrong sampler steps
     jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))  # refuses wrong sizes
-    make_prior(experiment, _no_mixture)  # refuses wrong settings
-    # At last, for it may take minutes to read a bank of images.
+    make_prior(experiment, _no_mixture)  # refuses wrong prior settings
+    # The degradation comes last, because reading a bank of images may take minutes.
     degrade = _degradation(config.degradation.to_dict(), config.data)
     for way in chosen:
         check_sampler(way, degrade)
-    # Replicated here, once for all: whatever uses it finds its tables on every device.
+    # Replicate the degradation's tables once, so that later calls need no transfer to the devices.
     experiment = experiment._replace(degrade=replicate(degrade, create_mesh()))
     at_T = (config.degradation.name, degrade, experiment.T, experiment.image_shape)
     if config.prior.name == "pattern":
@@ -121,21 +122,23 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
-    """The restorer's initial parameters."""
+    """Return the restorer's initial parameters."""
     return _init_params(experiment.model, experiment.image_shape, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once, though build and others ask
+@functools.partial(jax.jit, static_argnums=(0, 1))  # jit traces it once for all callers
 def _init_params(model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Any:
     images = jnp.zeros((1, *image_shape))
     return networks.init_params(model, key, images, jnp.zeros(1, jnp.int32))
 
 
 def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
-    """The sampler of that name, or the config's; `config.sampler` may hold more of its arguments.
+    """Return the sampler called `name`, or the config's own sampler if `name` is None.
+
+    The config's own sampler takes its other arguments from `config.sampler`.
 
     Raises:
-      UserError: no such sampler, or it takes no such argument.
+      UserError: there is no such sampler, or it does not take one of the arguments.
     """
     settings = config.sampler.to_dict()
     own, _ = settings.pop("name"), settings.pop("steps")
@@ -153,13 +156,15 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
 
 
 def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Prior | None:
-    """The prior that `config.prior` names; None for 'none'.
+    """Return the prior that `config.prior` names, or None for 'none'.
 
     Args:
-      mixture_of: `mixture_of(size=..., components=...)`, a mixture fitted to the training images.
+      experiment: the experiment whose xT the prior draws.
+      mixture_of: `mixture_of(size=..., components=...)` returns a mixture fitted to the training
+        images.
 
     Raises:
-      UserError: no such prior, or settings that cannot work.
+      UserError: there is no such prior, or its settings cannot work.
     """
 
     def of_pattern(*, noise_std: float) -> Prior:
@@ -179,7 +184,7 @@ def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Pr
 
 
 def _no_mixture(*, size: int, components: int) -> Mixture:
-    """The shape of a fitted one of one channel, to check settings with."""
+    """Return an unfitted mixture of one channel, to check settings before fitting one."""
     D = size * size
     return Mixture(
         np.ones(components), np.zeros((components, size, size, 1)), np.zeros((components, D, D))
@@ -191,7 +196,7 @@ def _unchanged(xt: jax.Array) -> jax.Array:
 
 
 def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degrade:
-    """The degradation of a config's `degradation`, for images as its `data` says."""
+    """Build the degradation of a config's `degradation`, for images as its `data` describes."""
     settings = dict(settings)
     name, num_steps = settings.pop("name", None), settings["num_steps"]
     own = isinstance(name, str) and ":" in name
@@ -217,7 +222,7 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
 
 
 def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]) -> Degrade:
-    """`compose` of `parts`, each the settings of a degradation but for `num_steps`."""
+    """Build the composition of `parts`, each a degradation's settings without `num_steps`."""
     degradations = []
     for part in parts:
         part = _mapping("degradation.parts' members", part)
@@ -230,7 +235,7 @@ def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]
 def _load_bank(
     data_settings: ConfigDict, *, source: str, split: str, limit: int, sharded: bool
 ) -> dict[str, Any]:
-    """The arguments `bank` and `bank_size` of `animorph`."""
+    """Return the arguments `bank` and `bank_size` of `animorph`."""
     size, channels = data_settings.image_size, data_settings.channels
     background = data_settings.get("background", sources.BLACK)
     shape = dict(size=size, channels=channels, background=background)
@@ -239,14 +244,14 @@ def _load_bank(
 
 
 def _schedule(name: str, settings: Mapping[str, Any], num_steps: int) -> list[float]:
-    """A list of T numbers from `dict(schedule=NAME, ...)`."""
+    """Return the list of T numbers that `dict(schedule=NAME, ...)` describes."""
     settings = dict(settings)
     function = named(SCHEDULES, f"schedule of degradation.{name}", settings.pop("schedule"))
     return _call(f"degradation.{name}", function, num_steps, **settings)
 
 
 def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """Adam and the like at the config's learning rate."""
+    """Return the config's optimiser, with its learning-rate schedule."""
     schedules = {
         "constant": lambda: optax.constant_schedule(train.learning_rate),
         "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, train.num_steps),
@@ -256,8 +261,8 @@ def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
 
 
 def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) -> Any:
-    """`table[settings.name](the other settings)`."""
-    # A saved config has lists for tuples; modules must be hashable.
+    """Return `table[settings.name](the other settings)`."""
+    # A saved config has lists in place of tuples, but modules must be hashable.
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()} | more
     factory = named(table, what, settings.pop("name"))
     if "dtype" in settings:
@@ -266,7 +271,7 @@ def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) 
 
 
 def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
-    """`function(*args, **settings)`; settings that it does not take are the user's error."""
+    """Return `function(*args, **settings)`; refuse settings that it does not take."""
     try:
         inspect.signature(function).bind(*args, **settings)
     except TypeError as error:
@@ -276,7 +281,7 @@ def _call(what: str, function: Callable, *args: Any, **settings: Any) -> Any:
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:
-    """`value` as a dict, or the user's error."""
+    """Return `value` as a dict; refuse anything but a mapping."""
     if not isinstance(value, Mapping | ConfigDict):
         raise UserError(f"config.{what} must be dict(...); got {value!r}")
     return dict(value)

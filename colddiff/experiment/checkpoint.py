@@ -1,8 +1,8 @@
-"""Checkpoints of a workdir, by orbax: written in the background, whole or not at all.
+"""Checkpoints of a workdir, by orbax: atomic writes in the background.
 
-Each holds the training state, the averaged parameters, the checksums of both, and the config. The
-data position is the step (`colddiff.data.batches`). A run goes on only with a config that means the
-same data, order and state, and with the source of its own degradation.
+Each checkpoint holds the training state, the averaged parameters, the checksums of both, and the
+config. The data position is the step (`colddiff.data.batches`). A run resumes only if the config
+leaves its data, order and state the same, and the source of a user's own degradation is unchanged.
 """
 
 import itertools
@@ -30,9 +30,9 @@ from colddiff.runtime.files import file_system_failed, patiently, read_json, wri
 
 Manager = ocp.CheckpointManager
 
-# The fields that trained parameters belong to, and those that a run's going on depends on.
+# Fields that must not change when trained parameters are loaded, or when a run resumes.
 SAME_MODEL = ("degradation", "model", "data.image_size", "data.channels", "data.eight_bit")
-_BATCH = "train.batch_size × train.accumulation"  # images a step, which the data's order depends on
+_BATCH = "train.batch_size × train.accumulation"  # images per step; the data order depends on it
 SAME_RUN = (
     *SAME_MODEL,
     "seed",
@@ -46,22 +46,24 @@ SAME_RUN = (
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 # Data locations that may change when a run is loaded.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
-_ADDED = {"data.background": [0, 0, 0]}  # what configs of earlier versions, without the field, mean
-_PART = re.compile(r"^degradation(\.parts\.\d+)+")  # whose fields are those of a degradation
-_BESIDES = 2**22  # bytes a checkpoint takes besides its arrays, at most: names, shapes, the config
+_ADDED = {"data.background": [0, 0, 0]}  # values for saved configs without the field
+_PART = re.compile(r"^degradation(\.parts\.\d+)+")  # a part has the fields of a degradation
+_BESIDES = 2**22  # most bytes of a checkpoint besides its arrays: names, shapes, the config
 
 
 @contextmanager
 def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> Iterator[Manager]:
-    """The checkpoints of `workdir`; waits for saves at the end.
+    """Open the checkpoints of `workdir`; wait for saves when the block ends.
 
     Args:
-      keep: how many of the last ones to keep; None is for reading: nothing is made or deleted, and
-        no host waits for another.
-      best: a score; the checkpoint that is best by it is kept as well, and is `best_step()`.
+      workdir: the run's folder.
+      keep: the number of last checkpoints to keep. None opens for reading: nothing is created or
+        deleted, and no host waits for another.
+      best: a score; the best checkpoint by this score is kept as well, and is `best_step()`.
 
     Raises:
-      UserError: a checkpoint could not be written; or, where scores matter, some cannot be read.
+      UserError: a checkpoint could not be written; or `keep` or `best` is given, and some scores
+        cannot be read.
     """
     writes = keep is not None
     if writes or best:
@@ -78,13 +80,13 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
         best_fn=_goodness(best) if best else None,
         create=writes,
         cleanup_tmp_directories=writes,
-        lightweight_initialize=not (writes or best),  # without scores
+        lightweight_initialize=not (writes or best),  # reads no scores
         multiprocessing_options=hosts,
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     try:
         yield manager
-    except BaseException:  # it matters more than how the last save ended
+    except BaseException:  # it matters more than an error of the last save
         try:
             manager.close()
         except Exception as error:
@@ -95,7 +97,7 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
 
 
 def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
-    """Folders of checkpoints' scores that orbax cannot read, with the reason."""
+    """Yield each folder of a checkpoint's scores that orbax cannot read, with the reason."""
     for path in sorted(workdir.glob("checkpoints/*/metrics/metrics")):
         if path.parent.parent.name.isdecimal():
             try:
@@ -108,7 +110,7 @@ def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
 
 @contextmanager
 def _writing(manager: Manager) -> Iterator[None]:
-    """A checkpoint that cannot be written, a full disk above all, is the user's error."""
+    """Raise UserError if a checkpoint cannot be written, for example because the disk is full."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -121,16 +123,17 @@ def _writing(manager: Manager) -> Iterator[None]:
 
 
 def _goodness(score: str) -> Callable[[dict[str, float]], float]:
-    """Larger is better: SSIM and PSNR grow with quality, errors and distances fall.
+    """Return a function that rates a checkpoint's scores by `score`; larger is better.
 
-    A checkpoint without that score, of a time when another one was wanted, is the worst.
+    SSIM and PSNR grow with quality; errors and distances fall. Checkpoints without this score rank
+    last.
     """
     sign = 1 if score.endswith(("/ssim", "/psnr")) else -1
     return lambda scores: sign * scores[score] if score in scores else -math.inf
 
 
 def _kept(keep: int, best: str) -> preservation_policy.PreservationPolicy:
-    """The last checkpoints, and the best one if there is a score to tell."""
+    """Return the policy that keeps the last checkpoints, and the best one if `best` is given."""
     last = preservation_policy.LatestN(n=keep)
     if not best:
         return last
@@ -141,10 +144,10 @@ def _kept(keep: int, best: str) -> preservation_policy.PreservationPolicy:
 
 
 def last_step(workdir: Path, config: ConfigDict) -> int:
-    """The step of the last checkpoint of this run with a readable config; 0 if there is none yet.
+    """Return the step of the run's last checkpoint with a readable config; 0 without checkpoints.
 
     Raises:
-      UserError: the workdir holds another run (`check_same`), or nothing that can be read.
+      UserError: the workdir holds another run (`check_same`), or no config in it can be read.
     """
     if not (workdir / "checkpoints").is_dir():
         return 0
@@ -168,10 +171,10 @@ def save(
     config: ConfigDict,
     scores: dict[str, float] | None = None,
 ) -> None:
-    """Starts to save `state`, with its scores; returns as soon as the devices may change it.
+    """Start to save `state` and its scores; return as soon as the devices may change it.
 
     Raises:
-      UserError: this one or the one before cannot be written; those before stay.
+      UserError: this checkpoint or the one before cannot be written. Earlier checkpoints stay.
     """
     step = int(state.step)
     items = ocp.args.Composite(
@@ -181,35 +184,36 @@ def save(
         checksums=ocp.args.JsonSave(_checksums(state)),
     )
     with _writing(manager):
-        manager.wait_until_finished()  # for the one before, which takes its space
+        manager.wait_until_finished()  # the previous save also takes space
         _check_space(manager, state)
         manager.save(step, args=items, metrics=scores)
     logging.info("saving checkpoint %d", step)
 
 
 def _check_space(manager: Manager, state: TrainState) -> None:
-    """Refuses a disk that is too full: failing halfway, orbax would tell it in a thousand lines."""
+    """Refuse a disk with too little space; orbax would fail halfway with a thousand-line error."""
     needed = _BESIDES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     disk = shutil.disk_usage(manager.directory)
-    if not all_hosts(disk.free >= needed or not disk.total):  # mounted buckets do not say
+    if not all_hosts(disk.free >= needed or not disk.total):  # mounted buckets report 0
         raise OSError(
             f"no space left: it takes {needed / 2**20:.0f} MiB, {disk.free / 2**20:.0f} are free"
         )
 
 
 def restore_last(workdir: Path, like: TrainState) -> TrainState:
-    """Return the last undamaged state. Damaged ones after it are moved to `WORKDIR/damaged`.
+    """Return the last undamaged state; move damaged checkpoints after it to `WORKDIR/damaged`.
 
     Raises:
-      UserError: all are damaged, or the file system fails, again and again; nothing is moved then.
+      UserError: all checkpoints are damaged, or the file system fails repeatedly. In both cases
+        nothing is moved.
     """
     damaged: list[tuple[int, UserError]] = []
     with open_manager(workdir) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
-            _, error = _tried(lambda step=step: restore_config(manager, step))  # it must be whole
+            _, error = _tried(lambda step=step: restore_config(manager, step))  # must be readable
             if error is None:
                 state, error = _tried(lambda step=step: restore_state(manager, like, step))
-            if error is None:  # computed together, so all hosts must have read it
+            if error is None:  # all hosts compute checksums together, so all must have read it
                 _, error = _tried(
                     lambda step=step, state=state: _verify(manager, step, _checksums(state))
                 )
@@ -226,7 +230,7 @@ def restore_last(workdir: Path, like: TrainState) -> TrainState:
 
 
 def set_scores_aside(workdir: Path) -> None:
-    """Moves scores that cannot be read to `WORKDIR/damaged`: their checkpoint goes on without."""
+    """Move scores that cannot be read to `WORKDIR/damaged`; their checkpoints stay."""
     for folder, error in list(_damaged_scores(workdir)):
         logging.warning("%s cannot be read: %s", folder, error)
         _set_aside(folder, workdir / "damaged" / f"{folder.parent.name}-scores")
@@ -234,10 +238,10 @@ def set_scores_aside(workdir: Path) -> None:
 
 
 def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
-    """Return (value, None), or (None, error) of damage; the same on all hosts.
+    """Return (value, None) if `read` works on all hosts, else (None, error) on all hosts.
 
     Raises:
-      StorageError: the file system of any host failed, so that nothing is known of the checkpoint.
+      StorageError: the file system failed on a host, so the checkpoint may be undamaged.
     """
     value, error = None, None
     try:
@@ -254,7 +258,7 @@ def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
 
 
 def _set_aside(what: Path, place: Path) -> None:
-    """On the first host, move a damaged folder to `place`, which is numbered if it is taken."""
+    """Move a damaged folder to `place`, on the first host; append a number if `place` exists."""
     if is_first_host():
         others = (place.with_name(f"{place.name}-{number}") for number in itertools.count(1))
         free = next(p for p in itertools.chain([place], others) if not p.exists())
@@ -266,7 +270,7 @@ def _set_aside(what: Path, place: Path) -> None:
 def restore_state(manager: Manager, like: TrainState, step: int) -> TrainState:
     """Return the state saved at `step`, with the shapes and shardings of `like`.
 
-    Its checksums are for the caller to compare (`restore_last`).
+    The caller compares the checksums (`restore_last`).
     """
     targets = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = ocp.args.Composite(
@@ -278,7 +282,7 @@ def restore_state(manager: Manager, like: TrainState, step: int) -> TrainState:
 
 
 def restore_ema(manager: Manager, like: Any, step: int) -> Any:
-    """The averaged parameters saved at `step`, with the shapes and shardings of `like`."""
+    """Return the averaged parameters saved at `step`, with the shapes and shardings of `like`."""
     items = ocp.args.Composite(ema_params=ocp.args.StandardRestore(like))
     ema_params = _restore(manager, step, items).ema_params
     _verify(manager, step, {"ema_params": checksums(ema_params)})
@@ -286,7 +290,7 @@ def restore_ema(manager: Manager, like: Any, step: int) -> Any:
 
 
 def restore_config(manager: Manager, step: int) -> ConfigDict:
-    """The config saved at `step`, locked."""
+    """Return the config saved at `step`, locked."""
     items = ocp.args.Composite(config=ocp.args.JsonRestore())
     return ConfigDict(_restore(manager, step, items).config).lock()
 
@@ -300,10 +304,12 @@ def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
 
 
 def _verify(manager: Manager, step: int, found: Mapping[str, Mapping[str, int]]) -> None:
-    """Compare the checksums of restored arrays with those that were saved.
+    """Compare the checksums of restored arrays with the saved ones.
+
+    Checkpoints of earlier versions have no checksums, and pass.
 
     Raises:
-      UserError: they differ. Checkpoints of earlier versions have none, and pass.
+      UserError: they differ.
     """
     if not (manager.directory / str(step) / "checksums").is_dir():
         return
@@ -322,8 +328,8 @@ def _restore(manager: Manager, step: int, items: ocp.args.Composite) -> Any:
     """Return items of the checkpoint of `step`.
 
     Raises:
-      UserError: it is damaged.
-      StorageError: the file system failed, again and again.
+      UserError: the checkpoint is damaged.
+      StorageError: the file system failed repeatedly.
     """
     folder = f"{manager.directory}/{step}"
     try:
@@ -343,15 +349,18 @@ def _restore(manager: Manager, step: int, items: ocp.args.Composite) -> Any:
 
 
 def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
-    """Refuse a config that differs from the saved one in `fields`; log what else differs.
+    """Refuse a config that differs from the saved one in `fields`; log other differences.
 
-    In a run that goes on, that is a warning.
+    With `SAME_RUN` these are logged as warnings.
 
     Args:
-      fields: fields or sections, such as `SAME_RUN`.
+      fields: names of fields or sections, such as `SAME_RUN`.
+      saved: the config of the run in `workdir`.
+      config: the config to compare with it.
+      workdir: the run's folder, for the message.
 
     Raises:
-      UserError: names every such field with both values.
+      UserError: a field differs; the message names every such field with both values.
     """
     old, new = _fields(saved), _fields(config)
     changed = sorted(k for k in old | new if old.get(k) != new.get(k))
@@ -378,19 +387,21 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
 
 
 def _same_function(old: Any, new: Any) -> bool:
-    """Return whether both are FILE.py:FUNCTION of one name, in whatever folder."""
+    """Return whether both are FILE.py:FUNCTION with the same names, in any folder."""
     return ":" in str(old) and Path(str(old)).name == Path(str(new)).name
 
 
 def check_source(workdir: Path, config: ConfigDict, *, accept: bool, new: bool) -> None:
-    """Note in the workdir what the source of the degradation's own functions is.
+    """Refuse a changed source of the user's own degradation; write its hashes to the workdir.
 
     Args:
-      accept: go on with another source than the run began with.
-      new: the run has no checkpoint yet, so that whatever is noted there is of another one.
+      workdir: the run's folder.
+      config: the run's config, after the degradation was loaded.
+      accept: resume even if the source has changed.
+      new: the run has no checkpoint yet, so hashes in the workdir belong to another run.
 
     Raises:
-      UserError: a run is to go on with another source, which is not accepted.
+      UserError: the source has changed since the run began, and `accept` is False.
     """
     changes = [] if new else source_changes(workdir, config)
     if not all_hosts(not changes or accept):
@@ -412,7 +423,7 @@ def check_source(workdir: Path, config: ConfigDict, *, accept: bool, new: bool) 
 
 
 def source_changes(workdir: Path, config: ConfigDict) -> list[str]:
-    """Return in what the source of the degradation differs from what the workdir notes."""
+    """Return the differences between the degradation's source and the hashes in the workdir."""
     then, now = read_json(workdir / "source.json"), source_hashes(config.degradation)
     if then is None:
         return []
@@ -421,12 +432,12 @@ def source_changes(workdir: Path, config: ConfigDict) -> list[str]:
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
-    """The config in JSON's types: tuples are lists there."""
+    """Return the config in JSON's types; tuples become lists."""
     return json.loads(config.to_json())
 
 
 def _fields(config: ConfigDict) -> dict[str, Any]:
-    """Return the config's fields by their whole names, with the images a step as one more."""
+    """Return the config's fields by their full names, with the images per step as one more."""
     fields = _ADDED | _flat(config_json(config))
     return fields | {_BATCH: config.train.batch_size * config.train.accumulation}
 

@@ -1,6 +1,6 @@
-"""What a config's settings must satisfy: ranges of numbers, and what can work together.
+"""Checks of a config's settings: ranges of numbers, and settings that must fit together.
 
-Each check refuses with the field's name. What is built of the settings is in `build.py`.
+Errors name the field. `build.py` builds the experiment from the settings.
 """
 
 import math
@@ -24,9 +24,9 @@ from colddiff.sampling.priors import (
 )
 from colddiff.sampling.samplers import Sampler, ddim, ddpm
 
-_MOST_LEFT = 0.1  # of an image's contrast at T, for the prior 'pattern'
-_FARTHEST = 0.1  # may D(x0, T) lie from x0's block means, for a mixture of these
-_RANGES = {  # of the config's numbers, ends included
+_MOST_LEFT = 0.1  # largest share of an image's contrast left at T, for the prior 'pattern'
+_FARTHEST = 0.1  # largest distance of D(x0, T) from the block means before a warning
+_RANGES = {  # smallest and largest valid values of the config's numbers
     "seed": (0, 2**32 - 1),
     "data.image_size": (1, math.inf),
     "data.crop_margin": (0, math.inf),
@@ -57,20 +57,20 @@ _RANGES = {  # of the config's numbers, ends included
 
 
 def named(table: Mapping[str, Any], what: str, name: str) -> Any:
-    """`table[name]`, or an error that lists the names there are."""
+    """Return `table[name]`, or raise an error that lists the valid names."""
     if not isinstance(name, str) or name not in table:
         raise unknown_name(what, name, table)
     return table[name]
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Refuses numbers outside their range, or missing, with the field's name."""
+    """Refuse numbers that are missing or out of range; the error names the field."""
     for path, (low, high) in _RANGES.items():
         section, _, field = path.rpartition(".")
         fields = config.get(section, ConfigDict()) if section else config
         if field not in fields:
             if section == "model":
-                continue  # another model's
+                continue  # a field of other models
             raise UserError(f"the config has no {path}; begin it with configs/default.py")
         value = fields[field]
         if not low <= value <= high:
@@ -86,7 +86,7 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
-    """Refuses a sampler that takes other degradations, or cannot work.
+    """Refuse a sampler that does not fit the degradation, or whose η is invalid.
 
     Raises:
       UserError: it is `ddim` or `ddpm`, and `degrade` is no blend; or its η is not in 0..1.
@@ -99,16 +99,17 @@ def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
 
 
 def check_degradation(name: str, degrade: Degrade, shape: tuple[int, int, int]) -> None:
-    """Refuse a degradation that fails, or makes something else than an image like x0.
+    """Refuse a degradation that fails, or does not return an image like x0.
 
-    One of the user's own must also give x0 itself at t = 0.
+    A user's own degradation must also return x0 itself at t = 0.
 
     Args:
-      name: of the degradation, as the config says it.
+      name: the degradation's name in the config.
+      degrade: `D(x0, t, key) -> xt` for one image.
       shape: (H, W, C).
 
     Raises:
-      UserError: says what it does instead.
+      UserError: the message says what the degradation does instead.
     """
     key = jax.random.key(0)
     x0 = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
@@ -116,7 +117,7 @@ def check_degradation(name: str, degrade: Degrade, shape: tuple[int, int, int]) 
         xt = jax.eval_shape(degrade, x0, jnp.int32(1), key)
     except UserError:
         raise
-    except Exception as error:  # the user's code
+    except Exception as error:  # the user's code can raise any type
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"the degradation {name} fails on one image {shape}: {reason}") from error
     found = getattr(xt, "shape", None), str(getattr(xt, "dtype", type(xt).__name__))
@@ -128,10 +129,10 @@ def check_degradation(name: str, degrade: Degrade, shape: tuple[int, int, int]) 
 
 
 def check_nothing_is_left(name: str, degrade: Degrade, T: int, shape: tuple[int, int, int]) -> None:
-    """Refuse the prior 'pattern' where D(x0, T) still shows the image.
+    """Refuse the prior 'pattern' if D(x0, T) still shows the image.
 
     Raises:
-      UserError: says how much of it is left.
+      UserError: the message says how much of the image is left.
     """
     at_T = jax.jit(lambda degrade, x0: degrade(x0, jnp.int32(T), jax.random.key(0)))
     shown = [at_T(degrade, jnp.full(shape, tone)) for tone in (-1.0, 1.0)]
@@ -149,7 +150,11 @@ def warn_of_other_ends(
     """Warn if D(x0, T) differs from the block means that the prior 'gaussian_mixture' draws.
 
     Args:
-      size: blocks a side.
+      name: the degradation's name in the config.
+      degrade: `D(x0, t, key) -> xt` for one image.
+      T: the largest severity.
+      shape: (H, W, C).
+      size: the number of blocks on each side.
     """
     high, wide, channels = shape
     slope = np.add.outer(np.linspace(-0.5, 0.5, high), np.linspace(-0.5, 0.5, wide))

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where they lie: on any number of devices and hosts, the same."""
+"""Checksums of sharded arrays: the same on any number of devices and hosts."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from colddiff.runtime.devices import to_host
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Return 32 bits for each array of a pytree, by its path; all hosts must ask.
+    """Return a 32-bit checksum of each array of a pytree, by its path; every host must call this.
 
-    Any damage changes them, but for one in 2³² cases. They do not depend on the sharding: each word
-    is mixed with its place, and sums of integers have no order.
+    Damage goes undetected in one of 2³² cases. The checksum does not depend on the sharding: each
+    word is mixed with its position, and the order of an integer sum does not matter.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = to_host(_sums([leaf for _, leaf in leaves]))
@@ -25,7 +25,7 @@ def _sums(arrays: list[jax.Array]) -> jax.Array:
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """Return the sum of the words, each mixed with its place as MurmurHash3 ends."""
+    """Return the sum of the words, each mixed with its position by MurmurHash3's last steps."""
     bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     words = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)

@@ -1,6 +1,6 @@
-"""The training state and its EMA: a copy on each device, or shared among some (FSDP).
+"""The training state and its EMA, replicated on every device or sharded over some (FSDP).
 
-Saving is `colddiff.experiment.checkpoint`, computing is `colddiff.training`.
+`colddiff.experiment.checkpoint` saves the state; `colddiff.training` updates it.
 """
 
 import functools
@@ -19,13 +19,13 @@ from colddiff.runtime.devices import fsdp_shardings
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in training.
+    """All values that change in training.
 
     Attributes:
-      step: optimiser steps done, int32 scalar. All randomness of a step is folded from it.
-      params: of the restorer.
-      ema_params: their moving average, which samples.
-      opt_state: of optax.
+      step: optimiser steps done, int32 scalar. All keys of a step are folded from it.
+      params: the restorer's parameters.
+      ema_params: their moving average, used for sampling.
+      opt_state: the optimiser's state in optax.
     """
 
     step: jax.Array
@@ -35,27 +35,27 @@ class TrainState:
 
 
 def init_state(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """The state before the first step, made in place on the devices."""
+    """Return the state before the first step, created directly on the devices."""
     init = functools.partial(_initial, experiment)
     return jax.jit(init, out_shardings=state_shardings(experiment, mesh))()
 
 
 def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """Where each array of the state lies."""
+    """Return the sharding of each array of the state."""
     return fsdp_shardings(jax.eval_shape(functools.partial(_initial, experiment)), mesh)
 
 
 def _initial(experiment: Experiment) -> TrainState:
     params = init_params(experiment, jax.random.key(experiment.config.seed))
-    # A copy: donated buffers must not be shared.
+    # Copied, because donated buffers must not be shared.
     ema_params = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.int32(0), params, ema_params, experiment.optimizer.init(params))
 
 
 def update_ema(ema_params: Any, params: Any, step: jax.Array, train: ConfigDict) -> Any:
-    """The average after `step` steps (paper, appendix A: decay .995 every 10 steps).
+    """Return the average after `step` steps (paper, appendix A: decay .995 every 10 steps).
 
-    Before `train.ema_start` it is a plain copy.
+    Before `train.ema_start` it is a copy of `params`.
     """
     rate = jnp.where(step % train.ema_every == 0, 1 - train.ema_decay, 0.0)
     rate = jnp.where(step < train.ema_start, 1.0, rate)

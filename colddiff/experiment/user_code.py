@@ -1,6 +1,6 @@
 """A user's own function, which a config names as FILE.py:FUNCTION, and hashes of its source.
 
-Where it is called lives elsewhere; so does what becomes of a run whose function has changed.
+Other modules call the function, and decide what happens to a run whose function has changed.
 """
 
 import ast
@@ -30,10 +30,10 @@ def load_function(name: str) -> Callable[..., Any]:
         )
     spec = importlib.util.spec_from_file_location(f"colddiff_own_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
+    sys.modules[spec.name] = module  # dataclasses look their module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code
+    except Exception as error:  # the user's code can raise any type
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path.absolute()} cannot be loaded: {reason}") from error
     if not callable(getattr(module, function, None)):
@@ -43,11 +43,12 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
-    """Return SHA-256 hashes of the source of a degradation's own functions, those of parts too.
+    """Return SHA-256 hashes of the source of the user's own functions in a degradation.
 
-    By file name, as seen from the folder of FILE.py: the file itself, and what it imports from that
-    folder. A module's docstring, comments between its functions and `get_config` do not count: they
-    do not change what the function does. {} where no function is the user's own.
+    Functions in its parts are included. The keys are paths relative to the folder of FILE.py: the
+    file itself, and the files that it imports from that folder. A module's docstring, comments
+    between its functions and `get_config` do not count, because they do not change the function's
+    results. The result is {} if no function is the user's own.
 
     Args:
       degradation: the config's `degradation`, after its functions were loaded.
@@ -98,7 +99,7 @@ def _is_the_users(file: Path, folder: Path) -> bool:
 
 
 def _code(path: Path) -> str:
-    """Return the source without what does not change a function of it."""
+    """Return the source without the parts that do not change a function's results."""
     text = path.read_text()
     lines, kept = text.splitlines(), []
     for place, node in enumerate(ast.parse(text).body):

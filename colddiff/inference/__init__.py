@@ -1,4 +1,4 @@
-"""A trained run at work: `run.sample(params, xT)`, and images from nothing, one for each seed.
+"""Inference with a trained run: restore images from xT, or generate one image for each seed.
 
-May import `experiment` and what is below it. How good the images are is for `evaluation` to say.
+May import `experiment` and the packages below it. `evaluation` scores the images.
 """

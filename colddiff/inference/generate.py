@@ -1,12 +1,12 @@
-"""Images from nothing, one PNG file for each seed (paper, section 5): `--mode=generate`.
+"""Generate images, one PNG file for each seed (paper, section 5): `--mode=generate`.
 
-    FOLDER/000042.png    the image of seed 42, whatever the batch size and the devices
+    FOLDER/000042.png    the image of seed 42, the same for any batch size and devices
     FOLDER/grid.png      the first images, side by side
-    FOLDER/process.gif   how the first of them came about, from t = T to 0
-    FOLDER/settings.json what they all depend on
+    FOLDER/process.gif   the iterates of the first images, from t = T to 0
+    FOLDER/settings.json everything the images depend on, besides their seeds
 
-Seeds whose file exists are not generated again, so an interrupted command goes on. How good the
-images are is the business of `colddiff.evaluation.compare`.
+Seeds whose file exists are skipped. If a command is interrupted, rerun it to generate the missing
+seeds. `colddiff.evaluation.compare` scores the images.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ from colddiff.runtime.progress import Meter
 from colddiff.sampling.samplers import marks_of, times_between
 
 _IN_GRID, _IN_GIF, _FRAMES = 64, 16, 50
-_MOST_SEEDS = 10_000_000  # of one command
+_MOST_SEEDS = 10_000_000  # per command
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The integers of a text such as '0-9999' or '3,7,20-29', ends included, in its order.
+    """Return the seeds of a text such as '0-9999' or '3,7,20-29', ends included, in its order.
 
     Raises:
-      UserError: the text is no such list, or names a seed twice.
+      UserError: the text is not such a list, repeats a seed, or has too many or too large seeds.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -60,18 +60,18 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def folder_of(run: Run) -> Path:
-    """Where a run's images go unless told otherwise: one folder for each set of settings."""
+    """Return the default folder of a run's images; each set of settings has its own folder."""
     digest = hashlib.sha256(json.dumps(_settings(run), sort_keys=True).encode()).hexdigest()
     name = f"{run.step:07d}-{run.config.sampler.name}-{run.experiment.steps}-{digest[:6]}"
     return run.workdir / "generated" / name
 
 
 def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
-    """Writes the missing images of `seeds` to `folder`, then the pictures of all of them.
+    """Write the missing images of `seeds` to `folder`, then the grid and the GIF.
 
     Raises:
-      UserError: the folder holds images of other settings, the run has no prior, a seed comes
-        twice, or an image is not finite.
+      UserError: the folder holds images of other settings, the run has no prior, a seed is
+        repeated, or an image is not finite.
     """
     _check_unique(seeds)
     _claim(folder, _settings(run))
@@ -114,7 +114,7 @@ def _check_unique(seeds: Sequence[int]) -> None:
 
 
 def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
-    """`grid.png` and `process.gif` of the first seeds."""
+    """Write `grid.png` and `process.gif` of the first seeds."""
     times = times_between(run.T, run.experiment.steps)
     marks = marks_of(make_sampler(run.config), times, _FRAMES)
     iterates = to_host(run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)[1])
@@ -128,13 +128,13 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What an image depends on besides its seed, in JSON's types."""
+    """Return everything an image depends on besides its seed; JSON types."""
     config = checkpoint.config_json(run.config)
     settings = {name: config[name] for name in ("degradation", "prior", "sampler")} | {
         "steps": run.experiment.steps,
         "chunk": run.config.eval.chunk,
         "weights": {"step": run.step, "sha256": _digest(run.params)},
-        # What settings do not tell: the fitted mixture, the images of a bank, a function's version.
+        # Arrays that the config does not fix, such as a fitted mixture or a bank's images.
         "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},
     }
     if source := source_hashes(run.config.degradation):
@@ -143,7 +143,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a pytree."""
+    """Return the SHA-256 of all arrays of a pytree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         digest.update(to_host(leaf).tobytes())
@@ -151,7 +151,7 @@ def _digest(tree: Any) -> str:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Says in the folder what its images are of; refuses one that says something else."""
+    """Write the settings to the folder, or refuse a folder of images of other settings."""
     path = folder / "settings.json"
     found = read_json(path)
     if found is not None:

@@ -1,6 +1,6 @@
 """A trained run, for notebooks: `run = colddiff.load(workdir)`, `run.sample(run.params, xT)`.
 
-And what a run keeps beside its checkpoints: its prior, in `WORKDIR/prior`.
+The run's prior is stored beside its checkpoints, in `WORKDIR/prior`.
 """
 
 import functools
@@ -57,14 +57,14 @@ LARGEST_SEED = 2**32 - 1
 
 
 class Restoration(NamedTuple):
-    """All that the way back from xT takes but the images; a pytree, for `jit`.
+    """Everything that restoring takes, except the images; a pytree, for `jit`.
 
     Attributes:
-      sampler: of `sampling.samplers`, with its own arguments.
+      sampler: a sampler of `sampling.samplers`, with its own arguments.
       restore: `R(params, xt, t) -> x0_hat` for a batch.
       degrade: `D(x0, t, key) -> xt` for one image.
-      network_input: what the sampler is shown of xT.
-      params: of the restorer.
+      network_input: maps xT to the sampler's input, such as xT cut to 8 bits.
+      params: the restorer's parameters.
     """
 
     sampler: Partial
@@ -83,7 +83,7 @@ def run_sampler(
     times: jax.Array,
     iterates_at: jax.Array | None = None,
 ) -> Result:
-    """Return the sampler's result, `[B, H, W, C]`; jitted. The arguments are those of samplers."""
+    """Return the sampler's result, `[B, H, W, C]`; jitted. The arguments are a sampler's."""
     sampler, restore, degrade, network_input, params = restoration
     return sampler(restore, degrade, params, network_input(xT), keys, times, iterates_at)
 
@@ -95,7 +95,7 @@ def degrade_and_restore(
     times: jax.Array,
     iterates_at: jax.Array | None = None,
 ) -> Result:
-    """Return the sampler's result of x0 `[B, H, W, C]`, degraded to the first of `times`."""
+    """Degrade x0 `[B, H, W, C]` to the first of `times` and return the sampler's result."""
     xT = jax.vmap(restoration.degrade, (0, None, 0))(x0, times[0], keys)
     return run_sampler(restoration, xT, keys, times, iterates_at)
 
@@ -105,10 +105,10 @@ class Run:
     """A restorer with its degradation, trained unless `params` is None.
 
     Attributes:
-      experiment: what its config stands for.
+      experiment: the objects that are built from the config.
       params: the averaged (EMA) parameters.
-      step: the training step that they are of.
-      workdir: where the run lives; None for one that has no folder.
+      step: the training step of `params`.
+      workdir: the run's folder; None for a run without one.
     """
 
     experiment: Experiment
@@ -118,30 +118,32 @@ class Run:
 
     @property
     def config(self) -> ConfigDict:
-        """The config it was trained with."""
+        """Return the config that the run was trained with."""
         return self.experiment.config
 
     @property
     def T(self) -> int:
-        """The largest severity."""
+        """Return the largest severity."""
         return self.experiment.T
 
     @property
     def degrade(self) -> Degrade:
-        """`D(x0, t, key) -> xt` for one image `[H, W, C]`; `jax.vmap` it for a batch."""
+        """Return `D(x0, t, key) -> xt` for one image `[H, W, C]`; `jax.vmap` it for a batch."""
         return self.experiment.degrade
 
     @property
     def restore(self) -> Restore:
-        """`R(params, xt, t) -> x0_hat` for a batch."""
+        """Return `R(params, xt, t) -> x0_hat` for a batch."""
         return self.experiment.restore
 
     @functools.cached_property
     def prior(self) -> Prior | None:
-        """`prior(key) -> xT` for one image `[H, W, C]` (`sampling.priors`); None for 'none'.
+        """Return `prior(key) -> xT` for one image `[H, W, C]`; None for 'none'.
+
+        Priors are described in `sampling.priors`.
 
         Raises:
-          UserError: as `load_prior`.
+          UserError: as for `load_prior`.
         """
         return load_prior(self.experiment, self.workdir)
 
@@ -156,27 +158,27 @@ class Run:
         times: Times | None = None,
         iterates_at: Times | None = None,
     ) -> Result:
-        """x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
+        """Return x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
 
-        More images than `config.eval.batch_size` are sampled in parts of that size by one program,
-        so that the network never takes more at once. Fewer have a program of their own.
+        More images than `config.eval.batch_size` are sampled in batches of that size by one
+        program, which bounds memory. Each smaller number of images compiles its own program.
 
         Args:
-          params: of the restorer, such as `run.params`.
-          xT: images degraded with severity T, or with the first of `times`. With
-            `config.data.eight_bit`, the sampler is shown them cut to 8 bits, as in training.
-          key: of the degradation's random patterns, image i's is `fold_in(key, i)`; key 0 if None.
-            For patterns that xT was made with, degrade with `image_keys(key, 0, B)`.
-          sampler: a name of `sampling.samplers.SAMPLERS`, or a function of that kind, such as
-            `Partial(ddim, eta=0.5)`; None for the config's.
-          steps: evenly spread over T; None for the config's.
-          times: instead of `steps`, decreasing integers down to 0.
+          params: the restorer's parameters, such as `run.params`.
+          xT: images degraded to severity T, or to the first of `times`. With
+            `config.data.eight_bit`, the sampler gets xT cut to 8 bits, as in training.
+          key: key of the degradation's random patterns; image i uses `fold_in(key, i)`. Key 0 if
+            None. To make xT with the same patterns, degrade with `image_keys(key, 0, B)`.
+          sampler: a name of `sampling.samplers.SAMPLERS`, or a sampler function such as
+            `Partial(ddim, eta=0.5)`; the config's if None.
+          steps: number of sampler steps, spread evenly over T; the config's if None.
+          times: severities to visit instead of `steps`: decreasing integers down to 0.
           iterates_at: some of the times; if given, the result is `(x0, iterates)`, `iterates`
             `[len(iterates_at), B, H, W, C]`.
 
         Raises:
-          UserError: another shape or type, values that are not finite or far outside [-1, 1], an
-            unknown sampler, or steps or times outside 0..T.
+          UserError: xT has another shape or type, or values that are not finite or far outside
+            [-1, 1]; the sampler is unknown; or steps or times are outside 0..T.
         """
         if np.ndim(xT) != 4 or xT.shape[1:] != self.experiment.image_shape:
             shape = ("B", *self.experiment.image_shape)
@@ -187,14 +189,14 @@ class Run:
         _check_marks(restoration.sampler, times, marks)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
         xT = jnp.asarray(xT, jnp.float32)
-        # All devices share the work where they can share it evenly.
+        # The batch is split over the devices if it divides evenly, and replicated otherwise.
         mesh = create_mesh()
         most = -(-self.config.eval.batch_size // mesh.size) * mesh.size
         size = min(len(xT), most)
         sharding = replicated(mesh) if size % mesh.size else split_axis(mesh, 0)
         parts = [(xT, keys)]
         if size < len(xT):
-            # The last part is filled up with copies of the last image.
+            # The last batch is padded with copies of the last image.
             places = np.pad(np.arange(len(xT)), (0, -len(xT) % size), mode="edge")
             parts = [(xT[part], keys[part]) for part in places.reshape(-1, size)]
         results = [run_sampler(restoration, *place(p, sharding), times, marks) for p in parts]
@@ -210,21 +212,25 @@ class Run:
         times: Times | None = None,
         iterates_at: Times | None = None,
     ) -> Result:
-        """x0 from nothing, `[B, H, W, C]`; image i depends on `seeds[i]` alone.
+        """Generate x0 `[B, H, W, C]` from the prior; image i depends on `seeds[i]` alone.
 
-        Its key, `jax.random.key(seeds[i])`, draws xT from the prior and is its degradation's. xT is
-        not cut to 8 bits: what breaks a constant image's symmetry is finer.
+        The prior and the degradation of image i share the key `jax.random.key(seeds[i])`. xT is not
+        cut to 8 bits, because that would erase the noise that breaks a constant image's symmetry.
 
         Sampling from a near-constant xT amplifies rounding, which depends on the batch size and, on
         some processors, on an image's place in the batch. So each device always takes
         `config.eval.chunk` images, and a seed has the same place in every chunk (`_places`).
 
         Args:
+          params: as for `sample`.
           seeds: B integers, each in 0..2³²-1.
-          params, sampler, steps, times, iterates_at: as for `sample`; `times` begin at T.
+          sampler: as for `sample`.
+          steps: as for `sample`.
+          times: as for `sample`, but the first must be T.
+          iterates_at: as for `sample`.
 
         Raises:
-          UserError: the config has no prior, or arguments that cannot work.
+          UserError: the config has no prior, or an argument is invalid.
         """
         if self.prior is None:
             raise UserError(
@@ -256,10 +262,10 @@ class Run:
         return _taken(parts, places)
 
     def restoration(self, params: Any, sampler: str | Sampler | None = None) -> Restoration:
-        """Return the way back from xT with a sampler, the config's if None.
+        """Return the restoration with a sampler, the config's if None.
 
         Raises:
-          UserError: there is no such sampler, or it takes other degradations.
+          UserError: there is no such sampler, or it does not support the degradation.
         """
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else as_partial(sampler)
@@ -268,7 +274,7 @@ class Run:
         return Restoration(function, *map(as_partial, parts), params)
 
     def _times(self, steps: int | None, times: Times | None) -> np.ndarray:
-        """Return the times of `steps`, or `times`, or those of the config, int32; checked."""
+        """Check and return the times of `steps`, `times` or the config; int32."""
         if times is None:
             times = times_between(self.T, self.experiment.steps if steps is None else steps)
         elif steps is not None:
@@ -297,9 +303,9 @@ def _check_marks(sampler: Sampler, times: np.ndarray, marks: np.ndarray | None) 
 
 
 def _places(seeds: np.ndarray, count: int) -> np.ndarray:
-    """Return where each seed lies in a row of chunks of `count` images, int `[B]`.
+    """Return each seed's index in concatenated chunks of `count` images, int `[B]`.
 
-    Within its chunk that is `seed % count`. The k-th seed of one remainder goes to chunk k, so
+    The index within the chunk is `seed % count`. The k-th seed of one remainder goes to chunk k, so
     contiguous seeds fill their chunks.
     """
     remainders = seeds.astype(np.int64) % count
@@ -310,7 +316,7 @@ def _places(seeds: np.ndarray, count: int) -> np.ndarray:
 
 
 def _taken(parts: Sequence[Result], places: np.ndarray) -> Result:
-    """Return the images that lie at `places` of the joined parts, with their iterates if any."""
+    """Return the images at `places` of the concatenated parts, and their iterates if any."""
     if not isinstance(parts[0], tuple):
         return jnp.concatenate(parts)[places]
     x0, iterates = zip(*parts, strict=True)
@@ -319,7 +325,7 @@ def _taken(parts: Sequence[Result], places: np.ndarray) -> Result:
 
 @jax.jit
 def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """xT `[B, H, W, C]` and the keys `[B]` of these seeds."""
+    """Return xT `[B, H, W, C]` and the keys `[B]` of these seeds."""
     keys = jax.vmap(jax.random.key)(seeds)
     return jax.vmap(prior)(keys), keys
 
@@ -327,15 +333,16 @@ def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
 def load(
     workdir: str | Path, *, step: int | str | None = None, config: ConfigDict | None = None
 ) -> Run:
-    """The run in `workdir`.
+    """Return the run in `workdir`.
 
     Args:
-      step: of which checkpoint; None for the last, 'best' for the best by its `train.best`.
-      config: to use instead of the saved one; model and degradation must be the same.
+      workdir: the run's folder.
+      step: step of the checkpoint; None for the last, 'best' for the best by `train.best`.
+      config: used instead of the saved one; model and degradation must be the same.
 
     Raises:
-      UserError: `workdir` holds no such checkpoint, or one of another run. Nothing ever goes on
-        with untrained weights.
+      UserError: `workdir` holds no such checkpoint, or one of another run. Untrained weights are
+        never returned.
     """
     workdir = Path(workdir)
     nothing = UserError(
@@ -376,7 +383,7 @@ def load(
 
 
 def _best_step(workdir: Path, config: ConfigDict) -> int:
-    """Of the checkpoints there, by the score that the run kept its best one by."""
+    """Return the step of the best checkpoint by `train.best`."""
     score = config.train.get("best", "")
     if not score:
         raise UserError(f"{workdir} was trained without config.train.best: it knows no best step")
@@ -389,14 +396,14 @@ def _best_step(workdir: Path, config: ConfigDict) -> int:
 
 
 def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
-    """The prior that the experiment's config names; None for 'none'.
+    """Return the prior that the experiment's config names; None for 'none'.
 
-    A mixture is fitted to the training split the first time it is needed, and kept in
-    `workdir/prior`. Its file names the images, as `workdir/data.json` does; when those of the run
-    are others, it is fitted anew.
+    A mixture is fitted to the training split on first use and stored in `workdir/prior`. Its file
+    records the images, as `workdir/data.json` does. If the two differ, the mixture is fitted again.
 
     Raises:
-      UserError: the training split cannot be read, or what was kept cannot or is of other images.
+      UserError: the training split or the stored mixture cannot be read, or the mixture has another
+        shape than the config needs.
     """
     settings = experiment.config.data
 
@@ -414,7 +421,7 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
         try:
             with np.load(path) as arrays:
                 mixture = Mixture(*(arrays[name] for name in Mixture._fields))
-        except Exception as error:  # damaged archives raise all sorts
+        except Exception as error:  # damaged archives raise many types of exception
             raise UserError(
                 f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
             ) from error
@@ -429,16 +436,16 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
 
 
 def _fitted_to(path: Path) -> str:
-    """Return what a prior's file says of its images; "" if it says nothing or cannot be read."""
+    """Return the images that a prior's file records; "" if it records none or cannot be read."""
     try:
         with np.load(path) as arrays:
             return str(arrays["images"])
-    except Exception:  # what is wrong is told where the arrays are read
+    except Exception:  # the error is reported where the arrays are read
         return ""
 
 
 def forget_priors(workdir: Path) -> None:
-    """Delete what `load_prior` kept: a new run fits its own."""
+    """Delete the mixtures that `load_prior` stored, so that a new run fits its own."""
     for path in (workdir / "prior").glob(_mixture_path(workdir, "*", "*").name):
         logging.info("deleting %s, of an earlier run", path)
         path.unlink()
@@ -449,7 +456,7 @@ def _mixture_path(workdir: Path, size: int | str, components: int | str) -> Path
 
 
 def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:
-    """Of the training split's images, one after the other: they need not fit into memory."""
+    """Fit a mixture to the training split, one image at a time to bound memory."""
     settings = config.data
     images = sources.load(
         settings.source,

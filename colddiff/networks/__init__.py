@@ -2,8 +2,8 @@
 
 `xt` is `[B, H, H, C]`, `t` int32 `[B]` in 0..T.
 
-`NETWORKS` names them for the configs. Parameters are float32; `dtype` is what they compute in.
-The output is float32 and not bounded to [-1, 1]. No loss, no sampler, no checkpoint lives here.
+`NETWORKS` names them for the configs. Parameters are float32; computations are in `dtype`. The
+output is float32 and not bounded to [-1, 1]. This package has no losses, samplers or checkpoints.
 """
 
 import flax.linen as nn

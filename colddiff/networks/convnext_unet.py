@@ -25,12 +25,13 @@ class ConvNeXtUNet(nn.Module):
     """U-Net of ConvNeXt blocks with linear attention at every level.
 
     Attributes:
-      channels: of the image, in and out.
+      channels: channels of the image, in and out.
       width: features at the first level.
-      multipliers: features of each level, in widths; each level is half the size of the last.
-      time_embedding: whether the network sees t at all.
-      residual: whether it predicts x0 - xt instead of x0.
-      dtype: of the computation; parameters are float32.
+      multipliers: features of each level in units of `width`; each level is half as large as the
+        one before.
+      time_embedding: whether the network sees t.
+      residual: whether the layers predict x0 - xt instead of x0.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     channels: int
@@ -42,7 +43,7 @@ class ConvNeXtUNet(nn.Module):
 
     @nn.compact
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
-        """`x0_hat` `[B, H, H, C]`, float32; `train` changes nothing (there is no dropout)."""
+        """Return `x0_hat` `[B, H, H, C]`, float32; `train` has no effect without dropout."""
         del train
         check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]
@@ -75,7 +76,7 @@ class ConvNeXtUNet(nn.Module):
         return xt + x0_hat if self.residual else x0_hat
 
     def _embed(self, t: jax.Array) -> jax.Array:
-        """Time features `[B, width]`."""
+        """Return time features `[B, width]`."""
         dense = lambda f: nn.Dense(f, dtype=self.dtype)  # noqa: E731
         time = dense(4 * self.width)(sinusoidal_embedding(t, self.width))
         return dense(self.width)(nn.gelu(time, approximate=False))
@@ -103,7 +104,7 @@ class _Block(nn.Module):
 
 
 class _LinearAttention(nn.Module):
-    """x + attention(LayerNorm(x)), softmax over the pixels of k: linear in their number."""
+    """x + attention(LayerNorm(x)), with a softmax of k over pixels; the cost is linear in them."""
 
     dtype: jnp.dtype = jnp.float32
 

@@ -1,9 +1,9 @@
-"""Convolutions of the networks, each the way its platform runs it fastest.
+"""Convolutions of the networks, each in the fastest form for its platform.
 
-1×1 convolutions are matrix products. GPUs and TPUs run the others as XLA does. XLA's CPU backend is
-slow at depthwise and at transposed ones, so there they are made of operations that it is fast at
-(docs/performance.md has the figures). Outputs and gradients are XLA's but for the order of
-summation. There is no forward-mode derivative.
+1×1 convolutions are matrix products. GPUs and TPUs use XLA's form of the others. XLA's CPU backend
+is slow at depthwise and transposed convolutions, so there they are made of faster operations
+(docs/performance.md has the figures). Outputs and gradients equal XLA's up to the order of
+summation. Forward-mode derivatives are not defined.
 
 Images are `[B, H, W, C]`, kernels `[h, w, I, O]` (depthwise `[h, w, 1, C]`), of one dtype.
 """
@@ -24,27 +24,27 @@ _AROUND = ((1, 1), (1, 1))  # the padding of a 4×4 kernel that halves an image'
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Return the convolution of images with a kernel, in groups if its I is a part of their C."""
+    """Return the convolution of images with a kernel, in C / I groups."""
     h, w, inputs, outputs = kernel.shape
     if inputs == 1 < outputs == x.shape[-1] and stride == 1:
         return _depthwise(x, kernel, padding)
     if h == w == stride == 1 and padding == _NONE:
-        # Of two axes: with more, XLA's CPU backend transposes for the kernel's gradient, slowly.
+        # With more than two axes, XLA's CPU backend adds a slow transpose to the kernel's gradient.
         return (x.reshape(-1, inputs) @ kernel[0, 0]).reshape(*x.shape[:-1], outputs)
     return _xla(x, kernel, (stride, stride), padding)
 
 
-# The convolutions. Each has a rule for its gradients, `(*settings, (x, kernel), dy)`.
+# The convolutions. Each has a gradient rule, `(*settings, (x, kernel), dy)`.
 
 
 def _with_gradients(convolution: Any, gradients: Callable) -> None:
-    """Makes `gradients` the rule of a `jax.custom_vjp`; it needs the inputs, nothing else."""
+    """Set `gradients` as the rule of a `jax.custom_vjp`; its residuals are the inputs alone."""
     convolution.defvjp(lambda *inputs: (convolution(*inputs), inputs[:2]), gradients)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Every channel with its own kernel."""
+    """Return the convolution of every channel with its own kernel."""
     ours = functools.partial(_shifted_sum, padding=padding)
     theirs = functools.partial(_xla, strides=(1, 1), padding=padding)
     return lax.platform_dependent(x, kernel, cpu=ours, default=theirs)
@@ -64,13 +64,13 @@ _with_gradients(_depthwise, _depthwise_gradients)
 
 @jax.custom_vjp
 def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return images of twice the size: the transposed convolution of a 4×4 kernel and stride 2."""
+    """Return images of twice the size, by a transposed convolution of a 4×4 kernel, stride 2."""
     return lax.platform_dependent(x, kernel, cpu=_by_parity, default=_transposed)
 
 
 def _upsample_gradients(inputs, dy):
     def ours(x, kernel, dy):
-        # It is the gradient to the input of this convolution, whose other gradient is fast.
+        # `upsample` is the input gradient of this convolution, whose kernel gradient is fast.
         dx, pull = jax.vjp(lambda k: _xla(dy, k, (2, 2), _AROUND), _turned(kernel))
         return dx, _turned(*pull(x))
 
@@ -81,7 +81,7 @@ def _upsample_gradients(inputs, dy):
 _with_gradients(upsample, _upsample_gradients)
 
 
-# How XLA has them.
+# XLA's forms.
 
 
 def _xla(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding) -> jax.Array:
@@ -97,20 +97,20 @@ def _transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _gradients_of(convolution: Callable, *settings: Any) -> Callable:
-    """`(x, kernel, dy) -> (dx, dkernel)`, by automatic differentiation."""
+    """Return `(x, kernel, dy) -> (dx, dkernel)`, by automatic differentiation."""
     return lambda x, kernel, dy: jax.vjp(lambda *a: convolution(*a, *settings), x, kernel)[1](dy)
 
 
-# How the CPU runs them.
+# The CPU's forms.
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Depthwise: for each pixel of the kernel, one multiplication of the whole image, moved."""
+    """Return the depthwise convolution as a sum of shifted images, one for each kernel pixel."""
     h, w, _, C = kernel.shape
     kernel, padded = kernel.astype(jnp.float32), _grouped(_pad(x, padding))
     G, B, H, W = padded.shape[0], padded.shape[1], padded.shape[2] - h + 1, padded.shape[3] - w + 1
 
-    # Without a loop XLA would compute what goes in, and what comes out, anew at every use.
+    # Without a loop XLA would recompute the inputs and outputs at every use.
     def image(n, y):
         xn = lax.dynamic_index_in_dim(padded, n, axis=1, keepdims=False)
         yn = sum(
@@ -127,7 +127,7 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
 def _depthwise_kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel: jax.Array, padding: Padding
 ) -> jax.Array:
-    """The sum of row after row of dy times the h rows of x that it sees, at each of w places."""
+    """Return the kernel gradient: the sum of rows of dy times the h rows of x, at w shifts."""
     h, w, _, C = kernel.shape
     x, dy = _grouped(_pad(x, padding)), _grouped(dy.astype(jnp.float32))
     G, B, H, W = dy.shape[:4]
@@ -136,7 +136,7 @@ def _depthwise_kernel_gradient(
         image, i = n // H, n % H
         xs = lax.dynamic_slice(x, (0, image, i, 0, 0), (G, 1, h, W + w - 1, C))[:, 0]
         dys = lax.dynamic_slice(dy, (0, image, i, 0, 0), (G, 1, 1, W, C))[:, 0, 0]
-        # Nested like this, XLA compiles the stacks to one fast loop; one stack is ten times slower.
+        # XLA compiles nested stacks to one fast loop; a single stack is ten times slower.
         places = [jnp.stack([xs[:, a, b : b + W] * dys for b in range(w)]) for a in range(h)]
         return total + jnp.stack(places)
 
@@ -145,7 +145,7 @@ def _depthwise_kernel_gradient(
 
 
 def _by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed: even and odd rows and columns each see 2×2 pixels, so four small convolutions."""
+    """Return the transposed convolution as four 2×2 ones, for even and odd rows and columns."""
     B, H, W, _ = x.shape
     quarters = [
         [_xla(x, kernel[a::2, b::2], (1, 1), ((1 - a, a), (1 - b, b))) for b in (0, 1)]
@@ -156,22 +156,22 @@ def _by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _grouped(x: jax.Array) -> jax.Array:
-    """`[G, B / G, ...]`, a group for each device: loops over B / G need nothing of another's."""
+    """Return `[G, B / G, ...]`, a group for each device, so that loops over B / G stay local."""
     G = math.gcd(len(x), jax.device_count())
     return x.reshape(G, len(x) // G, *x.shape[1:])
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
-    """In float32, in which all sums are."""
+    """Return padded images in float32, the dtype of all sums."""
     return jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
 
 
 def _adjoint(padding: Padding, kernel: jax.Array) -> Padding:
-    """Of the convolution that takes dy back to dx."""
+    """Return the padding of the convolution that computes dx from dy."""
     sizes = zip(kernel.shape, padding, strict=False)
     return tuple((size - 1 - low, size - 1 - high) for size, (low, high) in sizes)
 
 
 def _turned(kernel: jax.Array) -> jax.Array:
-    """By 180°, inputs for outputs."""
+    """Return the kernel turned by 180°, with inputs and outputs swapped."""
     return kernel[::-1, ::-1].swapaxes(2, 3)

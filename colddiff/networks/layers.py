@@ -1,8 +1,8 @@
-"""What both networks share: layers over images, initial parameters, the time embedding.
+"""The common parts of both networks: layers over images, initial parameters, time embedding.
 
-Layers have the parameters of Flax's of the same name, and are faster on the CPU
-(docs/performance.md). They compute in `dtype`; parameters and sums are float32. How convolutions
-and sums over pixels are computed is in `convolution` and `pixels`.
+Layers have the same parameters as Flax's layers of the same name, and are faster on the CPU
+(docs/performance.md). They compute in `dtype`; parameters and sums are float32. `convolution` and
+`pixels` implement convolutions and sums over pixels.
 """
 
 import itertools
@@ -18,22 +18,22 @@ from colddiff.networks.convolution import Padding, convolve, upsample
 from colddiff.networks.pixels import add, pixel_sum, spread
 from colddiff.runtime.errors import UserError
 
-_KERNEL = nn.initializers.lecun_normal()  # `init_params` draws them anew
+_KERNEL = nn.initializers.lecun_normal()  # `init_params` replaces its values
 _ZEROS, _ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
 
 
 class Conv(nn.Module):
-    """`nn.Conv` of a `size`×`size` kernel over images.
+    """`nn.Conv` with a `size`×`size` kernel over images.
 
     Attributes:
       features: channels of the output.
-      size: of the kernel, in pixels.
-      dtype: of the computation.
+      size: kernel size, in pixels.
+      dtype: dtype of the computation.
       strides: 2 halves the image.
-      padding: ((top, bottom), (left, right)); None leaves the image's size to `strides` alone.
+      padding: ((top, bottom), (left, right)); with None only `strides` changes the image's size.
       groups: 1, or as many as the input has channels.
-      use_bias: whether a bias is added.
-      double: whether the image is first doubled, each pixel becoming 2×2; for 3×3 kernels.
+      use_bias: whether to add a bias.
+      double: whether to double the image first, each pixel becoming 2×2; for 3×3 kernels.
     """
 
     features: int
@@ -63,7 +63,7 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """`nn.ConvTranspose` of a 4×4 kernel that doubles an image's size."""
+    """`nn.ConvTranspose` with a 4×4 kernel, which doubles an image's size."""
 
     features: int
     dtype: jnp.dtype
@@ -93,19 +93,19 @@ class Dense(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """`nn.GroupNorm` with 32 groups, or the most of at most 32 that the width allows."""
+    """`nn.GroupNorm` with gcd(32, C) groups of the C channels."""
 
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the same shape, `[B, ..., C]`."""
+        """Return the normalised input, `[B, ..., C]`."""
         B, C = len(x), x.shape[-1]
         flat = x.reshape(B, -1, C).astype(jnp.float32)
         N, groups = flat.shape[1], math.gcd(32, C)
 
         def mean(values):
-            """Over the pixels and channels of each group, `[B, 1, C]`."""
+            """Return the mean over the pixels and channels of each group, `[B, 1, C]`."""
             of_group = pixel_sum(values).reshape(B, groups, -1).mean(-1, keepdims=True) / N
             return jnp.broadcast_to(of_group, (B, groups, C // groups)).reshape(B, 1, C)
 
@@ -123,7 +123,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return the same shape, `[B, ..., C]`."""
+        """Return the normalised input, `[B, ..., C]`."""
         B, C = len(x), x.shape[-1]
         flat = x.reshape(B, -1, C).astype(jnp.float32)
         centred = flat - flat.mean(-1, keepdims=True)
@@ -134,9 +134,9 @@ class LayerNorm(nn.Module):
 
 
 def _of_doubled(kernel: jax.Array) -> jax.Array:
-    """Return the 4×4 kernel that, transposed, is a 3×3 one on the doubled image.
+    """Return the 4×4 kernel whose transposed convolution is a 3×3 one on the doubled image.
 
-    Two neighbours in a doubled image are one pixel, so the entries that see them add up.
+    Two neighbours in a doubled image are one pixel, so the kernel entries that see them add up.
     """
     for axis in (0, 1):
         before, after = [(0, 0)] * 4, [(0, 0)] * 4
@@ -146,16 +146,16 @@ def _of_doubled(kernel: jax.Array) -> jax.Array:
 
 
 def init_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
-    """Parameters of a module to begin with, for inputs like these; to be jitted.
+    """Return the initial parameters of a module for inputs of these shapes; to be jitted.
 
-    Kernels are uniform on ±1/√fan_in, as those of the paper's PyTorch networks; all others are what
-    their modules say: biases 0, scales 1.
+    Kernels are uniform on ±1/√fan_in, as in the paper's PyTorch networks. Their modules initialise
+    all other parameters: biases are 0, scales 1.
     """
     params = model.init(key, *inputs)["params"]
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
-    # One draw for all kernels: XLA:CPU takes a tenth of a second to compile each. Flax's own draws
-    # are used by nothing, so that jit leaves them out.
+    # One draw for all kernels, since XLA:CPU takes a tenth of a second to compile each draw. jit
+    # removes Flax's own draws, which nothing uses.
     draws = jax.random.uniform(key, (sum(sizes),), minval=-1, maxval=1)
     draws = jnp.split(draws, list(itertools.accumulate(sizes))[:-1])
     return tree.unflatten(
@@ -165,9 +165,10 @@ def init_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
 
 
 def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
-    """Sines, then cosines, of t at `width // 2` frequencies from 1 to 1/10000; `[B, width]`.
+    """Return sines, then cosines, of t at `width // 2` frequencies from 1 to 1/10000; `[B, width]`.
 
-    An odd width ends in a zero. (Vaswani et al. 2017, in the form of Ho et al. 2020.)
+    The last feature of an odd width is 0. The embedding is that of Vaswani et al. 2017, in the form
+    of Ho et al. 2020.
     """
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
@@ -177,11 +178,11 @@ def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
 
 
 def check_input(shape: tuple[int, ...], multipliers: Sequence[int]) -> None:
-    """Refuses images that one level for each multiplier, each half of the last, cannot take.
+    """Refuse images that cannot be halved for each multiplier after the first.
 
     Raises:
-      UserError: `shape` is no batch of square images whose side can be halved so often, or a
-        multiplier is no positive integer.
+      UserError: `shape` is not a batch of square images whose side can be halved so often, or a
+        multiplier is not a positive integer.
     """
     levels = len(multipliers)
     if not levels or any(not isinstance(m, int) or m < 1 for m in multipliers):

@@ -1,8 +1,8 @@
 """Sums over the pixels of images, and vectors spread over them: each is the other's gradient.
 
 Images are `[B, N, C]` with N pixels. On the CPU a sum is a matrix product with ones, about ten
-times as fast as XLA's reductions there; elsewhere it is a reduction. Sums are in float32. There is
-no forward-mode derivative.
+times as fast as XLA's reductions there; elsewhere it is a reduction. Sums are in float32.
+Forward-mode derivatives are not defined.
 """
 
 import functools
@@ -28,7 +28,7 @@ def pixel_sum(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def spread(x: jax.Array, num_pixels: int) -> jax.Array:
-    """Return `[B, N, C]`, the same vector of `x` `[B, 1, C]` at each of N pixels."""
+    """Return `x` `[B, 1, C]` repeated at each of N pixels, `[B, N, C]`."""
     return jnp.broadcast_to(x, (len(x), num_pixels, x.shape[2]))
 
 
@@ -37,7 +37,7 @@ spread.defvjp(lambda x, n: (spread(x, n), None), lambda n, _, dy: (pixel_sum(dy)
 
 
 def add(x: jax.Array, vectors: jax.Array) -> jax.Array:
-    """Return images `[B, ..., C]` plus a vector each, `[B, C]`, or one for all, `[C]`."""
+    """Return images `[B, ..., C]` plus one vector for each, `[B, C]`, or one for all, `[C]`."""
     flat = x.reshape(len(x), -1, x.shape[-1])
     each = jnp.broadcast_to(vectors[..., None, :], (len(x), 1, x.shape[-1]))
     return (flat + spread(each, flat.shape[1])).reshape(x.shape)

@@ -17,14 +17,14 @@ class ResNetUNet(nn.Module):
     """U-Net of residual blocks, with attention at chosen resolutions.
 
     Attributes:
-      channels: of the image, in and out.
+      channels: channels of the image, in and out.
       width: features at the first level.
-      multipliers: features of each level, in widths; each level is half the size of the last.
-      num_blocks: residual blocks a level on the way down; one more on the way up.
-      attention_sizes: image sizes with attention behind each block, where they occur; the middle
-        always has it.
-      dropout: rate inside the blocks, in training only.
-      dtype: of the computation; parameters are float32.
+      multipliers: features of each level in units of `width`; each level is half as large as the
+        one before.
+      num_blocks: residual blocks per level on the way down; there is one more on the way up.
+      attention_sizes: image sizes with attention after each block; the middle always has attention.
+      dropout: dropout rate inside the blocks, in training only.
+      dtype: dtype of the computation; parameters are float32.
     """
 
     channels: int
@@ -37,7 +37,7 @@ class ResNetUNet(nn.Module):
 
     @nn.compact
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
-        """`x0_hat` `[B, H, H, C]`, float32. `train` needs a 'dropout' PRNG key."""
+        """Return `x0_hat` `[B, H, H, C]`, float32. `train` needs a 'dropout' PRNG key."""
         check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]
         time = self._embed(t)
@@ -53,7 +53,7 @@ class ResNetUNet(nn.Module):
                 x = block(x, f)
                 skips.append(x)
             if i < len(features) - 1:
-                # Padded at the bottom and right alone, as in TensorFlow's 'SAME'.
+                # Padding at the bottom and right only, as in TensorFlow's 'SAME'.
                 x = Conv(f, 3, self.dtype, strides=2, padding=((0, 1), (0, 1)))(x)
                 skips.append(x)
 
@@ -71,7 +71,7 @@ class ResNetUNet(nn.Module):
         return Conv(self.channels, 3, self.dtype)(x).astype(jnp.float32)
 
     def _embed(self, t: jax.Array) -> jax.Array:
-        """Time features `[B, 4 width]`."""
+        """Return time features `[B, 4 width]`."""
         dense = lambda f: nn.Dense(f, dtype=self.dtype)  # noqa: E731
         time = dense(4 * self.width)(sinusoidal_embedding(t, self.width))
         return dense(4 * self.width)(nn.swish(time))

@@ -1,4 +1,4 @@
 """Scores as tables, plots and pages; restored images as pictures.
 
-May import `evaluation` and what is below it. Nothing is measured here.
+This package may import `evaluation` and the packages below it. It measures nothing.
 """

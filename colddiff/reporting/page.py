@@ -1,7 +1,7 @@
-"""One HTML page of tables, pictures and walks through time: a file that needs no other.
+"""One self-contained HTML page of tables, pictures and walks from xT to x0.
 
-It opens from a disk without a network. Without JavaScript a walk shows its last frame. What the
-values mean, and where the page is written, is decided by callers.
+It opens without a network. Without JavaScript a walk shows its last frame. Callers decide what the
+values mean and where the page is written.
 """
 
 import base64
@@ -19,7 +19,7 @@ from colddiff.runtime.errors import UserError
 
 
 class Table(NamedTuple):
-    """Texts in rows, the first column to the left, the others, numbers, to the right."""
+    """Rows of text: the first column is aligned left, the other columns, with numbers, right."""
 
     title: str
     header: Sequence[str]
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image, uint8 `[H, W, 3]`, shown pixel by pixel, or scaled down to the page's width."""
+    """An image, uint8 `[H, W, 3]`, shown at its own size or scaled down to the page's width."""
 
     title: str
     image: np.ndarray
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The way back: frame i, uint8 `[H, W, 3]`, at time `times[i]`, from T down to 0."""
+    """A walk from xT to x0: frame i, uint8 `[H, W, 3]`, at severity `times[i]`, from T to 0."""
 
     title: str
     times: Sequence[int]
@@ -45,15 +45,16 @@ class Walk(NamedTuple):
 
 
 def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: str = "") -> str:
-    """The page's HTML, to be written in UTF-8. All texts are plain: markup in them is shown.
+    """Return the page's HTML, to be written in UTF-8. All texts are escaped.
 
     Raises:
-      UserError: an array is no picture, a row has too few or too many cells, or a walk's times do
-        not decrease, one for each frame.
+      UserError: a section has an unknown type; an array is not uint8 `[H, W, 3]`; a row has too few
+        or too many cells; or a walk's frames differ in shape, or its times do not decrease, one for
+        each frame.
     """
     body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     style = _STYLE + "".join(_true_pixels(width) for width in sorted(_widths(sections)))
-    # The browser itself then refuses whatever would be fetched, and any other script.
+    # The policy makes the browser refuse all requests and all other scripts.
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(_SCRIPT)}"
     )
@@ -104,7 +105,7 @@ def _table(i: int, table: Table) -> str:
             )
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
     body = "\n".join(_row(row) for row in table.rows)
-    # Keys scroll the box only if it can have the focus.
+    # The arrow keys scroll the box only if it can have the focus.
     return f"""<div class="box" tabindex="0" role="region" aria-labelledby="h{i}"><table>
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -154,7 +155,7 @@ def _image(title: str, image: np.ndarray, alt: str, more: str = "", *, hidden: b
     Image.fromarray(image).save(png, "png")
     data = base64.b64encode(png.getvalue()).decode()
     height, width, _ = image.shape
-    # Decoded in step with the page, so that no blank shows between two frames.
+    # Synchronous decoding, so that no blank shows between two frames.
     return (
         f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{width}" '
         f'height="{height}" decoding="sync" {more}{" hidden" if hidden else ""}>'
@@ -172,7 +173,10 @@ def _widths(sections: Sequence[Table | Picture | Walk]) -> set[int]:
 
 
 def _true_pixels(width: int) -> str:
-    """Keeps pixels square where images of this width have room; shrunk so, letters would break."""
+    """Return CSS that keeps pixels square where images of this width fit into the page.
+
+    Images that are scaled down are smoothed instead, so that letters in them stay legible.
+    """
     rule = f'img[width="{width}"] {{ image-rendering: pixelated }}'
     return f"@container (min-width: {width}px) {{ {rule} }}\n"
 

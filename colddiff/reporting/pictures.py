@@ -1,6 +1,6 @@
 """Pictures of images that are degraded and restored: grids, walks, galleries.
 
-Plots of scores and pages are elsewhere.
+Plots of scores are in `plots`, pages in `page`.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,23 @@ from colddiff.inference.run import Run, degrade_and_restore
 from colddiff.runtime.devices import create_mesh, replicate, to_host
 from colddiff.sampling.samplers import image_keys, marks_of, times_between
 
-_STAGES = 6  # of a walk, in a picture
+_STAGES = 6  # times of a walk that a picture shows, T included
 
 
 class Walk(NamedTuple):
-    """Images on their way back: `iterates` `[times, B, H, W, C]` at `times`, from T to 0."""
+    """A sampler's `iterates` `[times, B, H, W, C]` at the severities `times`, from T to 0."""
 
     times: list[int]
     iterates: np.ndarray
 
 
 def walk(run: Run, images: np.ndarray, count: int) -> Walk:
-    """Return the way from xT of uint8 `images` to x0 with the config's sampler.
+    """Return the walk of the config's sampler from xT of `images` to x0.
 
     Args:
-      count: at how many times, at most, it is seen.
+      run: the run that restores them.
+      images: x0, uint8 `[B, H, W, C]`.
+      count: the largest number of iterates to return.
     """
     times = times_between(run.T, run.experiment.steps)
     marks = marks_of(make_sampler(run.config), times, count)
@@ -37,10 +39,12 @@ def walk(run: Run, images: np.ndarray, count: int) -> Walk:
 
 
 def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarray:
-    """Draw x0, xT, direct and iterates of the config's sampler for uint8 `images`.
+    """Draw x0, xT, the direct restoration and the iterates of the config's sampler.
 
     Args:
-      known: the walk of these images, if it is known.
+      run: the run that restores them.
+      images: x0, uint8 `[B, H, W, C]`.
+      known: the walk of these images, if it is computed already.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.
@@ -55,7 +59,7 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
 
 
 def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarray) -> np.ndarray:
-    """Return the walk's images at the times `marks`; `[marks, B, H, W, C]`."""
+    """Return the sampler's iterates at the times `marks`, `[marks, B, H, W, C]`."""
     times = times_between(run.T, run.experiment.steps)
     x0, keys = _images_and_keys(run.experiment, images)
     restoration = run.restoration(run.params, sampler)
@@ -63,7 +67,7 @@ def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarr
 
 
 def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
-    """D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for uint8 `images`; uint8 `[., ., 3]`."""
+    """Draw D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for uint8 `images`; uint8 `[., ., 3]`."""
     x0, keys = _images_and_keys(experiment, images)
     times = np.unique(np.round(np.linspace(0, experiment.T, 5)).astype(int))
     columns = degrade_at(experiment.degrade, x0, jnp.asarray(times), keys)
@@ -73,11 +77,11 @@ def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def degrade_at(degrade, x0, times, keys):
-    """D(x0, t) of a batch at each of `times`; `[times, B, H, W, C]`."""
+    """Return D(x0, t) of a batch at each of `times`, `[times, B, H, W, C]`."""
     return jax.lax.map(lambda t: jax.vmap(degrade, (0, None, 0))(x0, t, keys), times)
 
 
 def _images_and_keys(experiment: Experiment, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """x0 and the keys of their patterns, the same in every picture and score."""
+    """Return x0 and the keys of their patterns, which are the same in every picture and score."""
     keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
     return replicate((from_uint8(jnp.asarray(images)), keys), create_mesh())

@@ -1,4 +1,4 @@
-"""Curves as pictures, by matplotlib. No files, no windows, nothing global."""
+"""Curves as pictures, by matplotlib, without files, windows or global state."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from colddiff.runtime.errors import UserError
 
 _INCHES, _DPI = (9.0, 5.6), 100
-_LETTERS = 75  # a line of text
-# Okabe & Ito 2008, told apart by the colour-blind; without yellow, which is too pale on white.
+_LETTERS = 75  # per line of text
+# Okabe & Ito 2008, distinct for the colour-blind; without yellow, which is too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-_MARKERS = "osD^vp<>"  # no divisor of the colours' number: 56 series before a pair comes again
+_MARKERS = "osD^vp<>"  # 8 markers × 7 colours: the first 56 series differ
 _INK, _GRID = "#333333", "#dddddd"
 
 
@@ -29,13 +29,17 @@ def curves(
     y_label: str,
     log_x: bool = False,
 ) -> np.ndarray:
-    """Draws a line with markers through the points of each series, in the order given.
+    """Draw a line with markers through the points of each series, in the order given.
+
+    All texts are plain: `$` does not begin mathematics.
 
     Args:
-      series: points (x, y) by name. Points that are not finite are left out, and with `log_x` those
-        of x ≤ 0; so is a series of no other points.
-      title, x_label, y_label: plain text, as are the names: no mathematics between dollars.
-      log_x: x is on a logarithmic axis.
+      series: points (x, y) by name. Points that are not finite and, with `log_x`, points with
+        x ≤ 0 are left out. A series without points is left out.
+      title: text above the axes.
+      x_label: text of the x axis.
+      y_label: text of the y axis.
+      log_x: whether the x axis is logarithmic.
 
     Returns:
       One picture, uint8 `[560, 900, 3]`.
@@ -76,7 +80,7 @@ def curves(
 
 
 def _points(name: str, pairs: Sequence[tuple[float, float]], log_x: bool) -> np.ndarray:
-    """Those that can be drawn, float64 `[N, 2]`."""
+    """Return the points that can be drawn, float64 `[N, 2]`."""
     try:
         xy = np.array([(float(x), float(y)) for x, y in pairs]).reshape(-1, 2)
     except (TypeError, ValueError) as error:
@@ -86,7 +90,7 @@ def _points(name: str, pairs: Sequence[tuple[float, float]], log_x: bool) -> np.
 
 
 def _log_axis(axes: Axes, x: np.ndarray) -> None:
-    """Its ticks are plain numbers: 1, 2, 5, 10, ... or, over many decades, powers of ten alone."""
+    """Make x logarithmic, with ticks at 1, 2, 5, 10, ..., or over many decades at powers of ten."""
     axes.set_xscale("log")
     few = x.max() <= 1000 * x.min()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
@@ -95,7 +99,7 @@ def _log_axis(axes: Axes, x: np.ndarray) -> None:
 
 
 def _dress(axes: Axes) -> None:
-    """The grid, the frame and the ticks."""
+    """Style the grid, the frame and the ticks."""
     axes.grid(color=_GRID, linewidth=1)
     axes.set_axisbelow(True)
     axes.tick_params(color=_GRID, labelcolor=_INK, labelsize=12)
@@ -104,7 +108,7 @@ def _dress(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, lines: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Below the axes, where it covers no line."""
+    """Add a legend below the axes, where it covers no line."""
     columns = max(1, min(len(names), (_LETTERS + 15) // (max(map(len, names)) + 7)))
     names = [textwrap.fill(name, _LETTERS) for name in names]
     legend = figure.legend(

@@ -1,7 +1,8 @@
 """Scores as tables, plots and pages: Markdown, JSON, and one HTML file with its pictures inside.
 
-`WORKDIR/evaluation/STEP/report.*` of one run, `study.*` of one run with several numbers of steps,
-and a table of several runs. What the numbers are is said in `colddiff.evaluation.evaluate`.
+The files are `WORKDIR/evaluation/STEP/report.*` for one run, `study.*` for one run with several
+numbers of sampler steps, and `table.*` for several runs. `colddiff.evaluation.evaluate` defines the
+scores.
 """
 
 import math
@@ -34,12 +35,12 @@ TITLES = {
     "ddim": "Estimated noise (DDIM)",
     "ddpm": "Estimated noise (DDPM)",
 }
-_FRAMES = 50  # of the walk that the page's slider shows
+_FRAMES = 50  # largest number of frames of the page's walk
 _NOTHING = "–"
 
 
 def headline(report: Report) -> str:
-    """What a report is of, in one line."""
+    """Return one line that says which run, data and degradation a report is about."""
     reference = f", distances to all {report.num_reference}" if report.num_reference else ""
     return (
         f"{report.source}, split {report.split}, n = {report.num_images}{reference}, "
@@ -48,9 +49,9 @@ def headline(report: Report) -> str:
 
 
 def table(reports: Mapping[str, Report]) -> page.Table:
-    """One table of several reports by title, in the paper's layout, with the paper's scores beside.
+    """Return one table of several reports by title, in the paper's layout, with the paper's scores.
 
-    Titles of runs are shown if there is more than one.
+    Rows begin with the title of their run if there are several.
     """
     spaces = list(
         dict.fromkeys(d.features for r in reports.values() for row in r.rows for d in row.distances)
@@ -80,13 +81,13 @@ def table(reports: Mapping[str, Report]) -> page.Table:
                 said = said or [None] * 3
                 cells += [_number(said[0], 2), _number(said[1], 3), _number(said[2], 3)]
             rows.append(cells)
-    # Of one run it is the page's own subtitle.
+    # For one run the page's subtitle is the headline.
     note = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
     return page.Table("Scores", header, rows, note)
 
 
 def _distances(row: Row, spaces: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[str]:
-    """The cells of a row's distances in each space."""
+    """Return the cells of a row's distances in each space."""
     own, cells = {d.features: d for d in row.distances}, []
     for space in spaces:
         if space not in own:
@@ -102,13 +103,13 @@ def _distances(row: Row, spaces: Sequence[str], counts: Mapping[str, Sequence[in
 
 
 def _number(value: float | None, digits: int) -> str:
-    """With so many digits; a score that does not exist, or is infinite, is a dash."""
+    """Return a score with `digits` decimals, or a dash if it is missing or not finite."""
     exists = value is not None and math.isfinite(value)
     return f"{value:.{digits}f}" if exists else _NOTHING
 
 
 def markdown(reports: Mapping[str, Report]) -> str:
-    """The table of several reports by title, under lines that say what they are of."""
+    """Return the table of several reports by title in Markdown, under a headline for each."""
     found = table(reports)
     several = len(reports) > 1
     heads = [f"{t}: {headline(r)}" if several else headline(r) for t, r in reports.items()]
@@ -116,9 +117,9 @@ def markdown(reports: Mapping[str, Report]) -> str:
 
 
 def scores_of(report: Report) -> dict[str, float]:
-    """The scores of the restored rows by 'SAMPLER/SCORE': rmse, psnr, ssim, fd/SPACE, kd/SPACE.
+    """Return the scores of the restored rows by 'SAMPLER/SCORE'.
 
-    What is no finite number is left out.
+    SCORE is rmse, psnr, ssim, fd/SPACE or kd/SPACE. Scores that are not finite are left out.
     """
     scores = {}
     for row in report.rows[1:]:
@@ -132,7 +133,7 @@ def scores_of(report: Report) -> dict[str, float]:
 
 
 def study_plots(report: Report) -> dict[str, np.ndarray]:
-    """Quality against the number of steps, a curve for each sampler; a picture for each score."""
+    """Plot each score against the number of sampler steps, with a curve for each sampler."""
     kinds = {"RMSE": lambda row: row.rmse, "SSIM": lambda row: row.ssim}
     for place, distance in enumerate(report.rows[0].distances):
         kinds[f"FD, {distance.features}"] = lambda row, i=place: row.distances[i].frechet
@@ -153,10 +154,10 @@ def study_plots(report: Report) -> dict[str, np.ndarray]:
 
 
 def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Scores at the checkpoints of training, a curve for each sampler; a picture for each score.
+    """Plot each score at the checkpoints of training, with a curve for each sampler.
 
     Args:
-      evolution: as evolution.json has it: `{"num_images": n, "scores": {step: scores_of(.)}}`.
+      evolution: content of evolution.json, `{"num_images": n, "scores": {step: scores_of(.)}}`.
     """
     by_kind: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for step, scores in evolution.get("scores", {}).items():
@@ -177,21 +178,23 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _name(kind: str) -> str:
-    """As people write it: 'RMSE', 'FD pca'."""
+    """Return a score's name for readers, such as 'RMSE' or 'FD pca'."""
     score, _, space = kind.partition("/")
     return f"{score.upper()} {space}".strip()
 
 
 def write(report: Report, run: Run, *, name: str = "report") -> Path:
-    """Writes NAME.json, NAME.md and NAME.html; and samples.png, if anything was restored.
+    """Write NAME.json, NAME.md and NAME.html, and samples.png if anything was restored.
 
-    Of several hosts all must call it, and the first writes.
+    All hosts must call it; the first host writes.
 
     Args:
-      name: begins with 'report', or with 'study' for one with plots over the number of steps.
+      report: the scores.
+      run: the run that was scored.
+      name: begins with 'report', or with 'study' to add plots over the number of sampler steps.
 
     Returns:
-      Their folder, `workdir/evaluation/STEP`.
+      The folder of the files, `workdir/evaluation/STEP`.
     """
     workdir = run.workdir
     folder = workdir / "evaluation" / f"{report.step:07d}"
@@ -224,7 +227,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
 
 
 def write_table(reports: Mapping[str, Report], folder: Path) -> None:
-    """Writes table.json, table.md and table.html of several runs by title."""
+    """Write table.json, table.md and table.html of several runs by title."""
     if not is_first_host():
         return
     write_json(folder / "table.json", as_json(dict(reports)))
@@ -233,5 +236,5 @@ def write_table(reports: Mapping[str, Report], folder: Path) -> None:
 
 
 def file_name(text: str) -> str:
-    """A file's name of a text: letters and digits stay."""
+    """Return a file name for a text: lower case, with `_` for all but letters and digits."""
     return "".join(c if c.isalnum() else "_" for c in text.lower())

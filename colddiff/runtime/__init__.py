@@ -1,4 +1,4 @@
-"""What the program stands on: devices and hosts, files, errors, progress, signals, the compiler.
+"""Infrastructure: devices and hosts, files, errors, progress, signals, the compiler.
 
-May import nothing else of colddiff. Nothing here knows of images or diffusion.
+It may import nothing else of colddiff, and knows nothing of images or diffusion.
 """

@@ -1,8 +1,8 @@
-"""How programs that hold a network are compiled: `network_jit` instead of `jax.jit`.
+"""Compilation of programs that contain a network: `network_jit` instead of `jax.jit`.
 
-On the CPU, jaxlib 0.10 and 0.11 hand convolutions to the YNNPACK library, which runs them at a
+On the CPU, jaxlib 0.10 and 0.11 pass convolutions to the YNNPACK library, which runs them at a
 sixth to three quarters of the speed of XLA's own kernels (docs/performance.md). One compiler option
-keeps them from it. No network and no loop lives here.
+makes XLA use its own kernels. This module contains no network and no loop.
 """
 
 import functools
@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 _FIELD = "xla_cpu_experimental_ynn_fusion_type"
-_OPTIONS = {_FIELD: ""}  # a list of the kinds of operation that YNNPACK runs: none
+_OPTIONS = {_FIELD: ""}  # the kinds of operation that YNNPACK runs: none
 
 
 def network_jit(function: Callable, **settings: Any) -> Callable:
     """Return `jax.jit(function, **settings)`, compiled with `cpu_options` where they apply.
 
     JAX takes compiler options for the outermost `jit` only, so inside another transformation this
-    is a plain `jax.jit`. The result has `lower`, as that of `jax.jit` does.
+    is a plain `jax.jit`. The result has a `lower` method, like that of `jax.jit`.
     """
     plain = jax.jit(function, **settings)
 
@@ -30,7 +30,7 @@ def network_jit(function: Callable, **settings: Any) -> Callable:
         return jax.jit(function, compiler_options=cpu_options(), **settings)
 
     def jitted(*arguments: Any) -> Callable:
-        # While JAX traces a function, its constants are tracers too.
+        # While JAX traces, the constant is a tracer too, even if no argument is one.
         leaves = jax.tree.leaves((arguments, jnp.zeros(())))
         return plain if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) else tuned()
 
@@ -44,16 +44,16 @@ def network_jit(function: Callable, **settings: Any) -> Callable:
 
 @functools.cache
 def cpu_options() -> dict[str, str] | None:
-    """Return the compiler options for programs with a network; None to compile as XLA does.
+    """Return the compiler options for programs with a network, or None for XLA's defaults.
 
-    None on GPUs and TPUs, for a jaxlib that does not know the option, if the environment has
-    `COLDDIFF_CPU_TUNING=0`, or if its `XLA_FLAGS` set the option themselves.
+    The result is None on GPUs and TPUs, for a jaxlib that does not know the option, if the
+    environment has `COLDDIFF_CPU_TUNING=0`, or if its `XLA_FLAGS` set the option themselves.
     """
     switched_off = os.environ.get("COLDDIFF_CPU_TUNING") == "0"
     if switched_off or _FIELD in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu":
         return None
     try:
         jax.jit(lambda: 0, compiler_options=_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: no such option, or no such value
+    except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: unknown option or value
         return None
     return _OPTIONS

@@ -1,8 +1,8 @@
-"""Where arrays lie: one mesh over all devices of all hosts, the shardings on it, and the hosts.
+"""One mesh over all devices of all hosts, the shardings on it, and communication between hosts.
 
-The same code serves one device, many, and many hosts. Every host runs the same program on the same
-global arrays; values that a host brings along are either the same on all of them (`replicate`) or
-its part of a batch (`to_mesh`). What is split and what is copied is decided by callers.
+The same code serves one device, many devices and many hosts. Every host runs the same program on
+the same global arrays. A host's own values are either identical on all hosts (`replicate`) or its
+part of a batch (`to_mesh`). Callers decide what is split and what is replicated.
 """
 
 import os
@@ -24,17 +24,18 @@ _AXES = ("data", "fsdp")
 def join_hosts(
     coordinator: str | None = None, num_hosts: int | None = None, host: int | None = None
 ) -> None:
-    """Makes this process one of several, by `jax.distributed`; before anything else uses JAX.
+    """Join the other hosts through `jax.distributed`; call this before anything else uses JAX.
 
     Args:
-      coordinator: ADDRESS:PORT where host 0 listens; None leaves all three to the environment of
-        SLURM, Open MPI, GKE or a TPU pod.
-      num_hosts, host: how many processes there are, and which of them this one is.
+      coordinator: ADDRESS:PORT where host 0 listens. None takes all three arguments from the
+        environment of SLURM, Open MPI, GKE or a TPU pod.
+      num_hosts: the number of processes.
+      host: the index of this process, from 0.
 
     Raises:
-      UserError: the others do not answer, or nothing in the environment says where they are.
+      UserError: the other hosts do not answer, or the environment does not say where they are.
     """
-    # JAX's own would swallow SIGTERM; see `colddiff.runtime.stop`.
+    # JAX's preemption service would catch SIGTERM, which `colddiff.runtime.stop` handles.
     jax.config.update("jax_enable_preemption_service", False)
     detection = None if coordinator is None else "deactivate"
     try:
@@ -50,33 +51,33 @@ def join_hosts(
 
 
 def among_hosts() -> bool:
-    """Whether SLURM's srun or Open MPI's mpirun started this process as one of several."""
+    """Return whether SLURM's srun or Open MPI's mpirun started this process as one of several."""
     counts = (os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     return any(count.isdecimal() and int(count) > 1 for count in counts)
 
 
 def is_first_host() -> bool:
-    """Of the one that writes logs, pictures and tables."""
+    """Return whether this process writes the outputs: logs, pictures and tables."""
     return jax.process_index() == 0
 
 
 def all_hosts(yes: bool) -> bool:
-    """Whether all hosts say yes; each of them must ask."""
+    """Return whether `yes` is true on all hosts; every host must call this."""
     if jax.process_count() == 1:
         return yes
     return bool(np.all(multihost_utils.process_allgather(np.array(yes))))
 
 
 def barrier() -> None:
-    """Wait until all hosts have come here; each of them must call it."""
+    """Wait until all hosts have reached this call; every host must call this."""
     all_hosts(True)
 
 
 def check_shared(folder: Path) -> None:
-    """Refuses a folder that not all hosts see; each of them must ask.
+    """Refuse a folder that the hosts do not share; every host must call this.
 
     Raises:
-      UserError: it is not the same folder for all.
+      UserError: the path is not the same folder on all hosts.
     """
     if jax.process_count() == 1:
         return
@@ -93,40 +94,46 @@ def check_shared(folder: Path) -> None:
 
 
 def from_first_host(value: np.ndarray) -> np.ndarray:
-    """The first host's value, on every host; each of them must ask, with one of that shape."""
+    """Return the first host's value on every host.
+
+    Every host must call this, with a value of the same shape.
+    """
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def create_mesh(fsdp: int = 1) -> Mesh:
-    """Return all devices, host by host, as 'data' × 'fsdp': `fsdp` of them share one state.
+    """Return the mesh of all devices, host by host, with axes 'data' × 'fsdp'.
+
+    Each group of `fsdp` devices shares one copy of the training state.
 
     Raises:
-      UserError: the devices cannot be divided so.
+      UserError: `fsdp` does not divide the number of devices.
     """
     count = jax.device_count()
     if fsdp < 1 or count % fsdp:
         fit = [n for n in range(1, count + 1) if count % n == 0]
         raise UserError(f"config.mesh.fsdp={fsdp} must divide the {count} devices: one of {fit}")
-    # Host by host, so that each host's rows of a batch lie together (`host_rows`): jax.make_mesh
-    # may order the devices of a TPU otherwise.
+    # `host_rows` needs each host's rows of a batch to be contiguous, so devices are sorted by host.
+    # jax.make_mesh may order the devices of a TPU differently.
     devices = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
     return Mesh(devices.reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_axis(mesh: Mesh, axis: int) -> NamedSharding:
-    """That axis of an array split over all devices."""
+    """Return the sharding that splits `axis` of an array over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXES))
 
 
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
-    """For each array of a state, the sharding that splits its largest axis over 'fsdp' devices.
+    """Return, for each array of a state, its sharding over the 'fsdp' devices.
 
-    Of those axes that they can share evenly; an array without one is copied.
+    It splits the largest of the axes that the number of these devices divides. An array without
+    such an axis is replicated.
     """
     count = mesh.shape["fsdp"]
 
@@ -141,7 +148,10 @@ def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree with a copy of each leaf on every device; one that is split over them stays so."""
+    """Return the tree with each leaf replicated on every device.
+
+    A leaf that is already sharded over all devices of the mesh keeps its sharding.
+    """
     copy, devices = replicated(mesh), set(mesh.devices.flat)
 
     def there(leaf):
@@ -152,12 +162,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """The tree with every leaf, which all hosts have whole, laid onto the devices like that."""
+    """Return the tree with every leaf placed on the devices by `sharding`.
+
+    Every host passes whole leaves, or arrays that are global already.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
     def place_one(leaf):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # of all hosts already
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # a global array
             return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             return jax.random.wrap_key_data(place_one(jax.random.key_data(leaf)))
@@ -168,9 +181,9 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def split_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """All rows split over the devices, filled up with zeros until they can share them evenly.
+    """Return all rows split over the devices, padded with zero rows to an even split.
 
-    Every host gives all rows and keeps its own.
+    Every host passes all rows and keeps its part.
     """
     missing = -len(rows) % mesh.size
     if missing:
@@ -179,12 +192,12 @@ def split_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def to_mesh(rows: np.ndarray, mesh: Mesh, axis: int) -> jax.Array:
-    """This host's part of a batch, put onto the devices; split along `axis`."""
+    """Return the global batch, split over the devices along `axis`, from this host's `rows`."""
     return jax.make_array_from_process_local_data(split_axis(mesh, axis), rows)
 
 
 def to_host(tree: Any) -> Any:
-    """NumPy arrays of the whole arrays, on every host; each of them must ask."""
+    """Return the tree's arrays whole, as NumPy arrays; every host must call this."""
 
     def fetch(leaf):
         whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
@@ -194,10 +207,10 @@ def to_host(tree: Any) -> Any:
 
 
 def host_rows(what: str, batch_size: int, mesh: Mesh) -> slice:
-    """The part of each batch that this host reads.
+    """Return the rows of each batch that this host reads.
 
     Raises:
-      UserError: the devices cannot share the batch evenly.
+      UserError: the number of devices does not divide the batch size.
     """
     devices = mesh.size
     if batch_size % devices:

@@ -1,6 +1,6 @@
-"""The one exception for bad input: what was given, what was expected, what to do.
+"""The exception for bad input: its message says what was given, what was expected, what to do.
 
-`colddiff.main` shows its message alone; any other exception is a bug and keeps its traceback.
+`colddiff.main` shows only this message. Any other exception is a bug and keeps its traceback.
 """
 
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ class UserError(ValueError):
 
 
 class StorageError(UserError):
-    """The file system failed where something was to be read, which itself may be in order."""
+    """A failure of the file system while reading; the file itself may be undamaged."""
 
 
 def unknown_name(what: str, name: object, valid: Iterable[str]) -> UserError:
-    """The error for a `name` of some `what` ("sampler", ...) that is none of the `valid` ones."""
+    """Return the error for a `name` of kind `what` ("sampler", ...) that is not in `valid`."""
     return UserError(f"unknown {what} {name!r}; valid: {', '.join(sorted(valid))}")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library's error says, or its type if it says nothing."""
+    """Return the first line of a library's error message, or the error's type if it is empty."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line.partition(" [tensorstore_spec")[0]  # kilobytes of settings follow
+    return line.partition(" [tensorstore_spec")[0]  # drops kilobytes of settings

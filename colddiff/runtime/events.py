@@ -1,7 +1,7 @@
-"""Event files for TensorBoard, written as they come: what is flushed is on the disk.
+"""Event files for TensorBoard, written without a thread: flushed events are on the disk.
 
-tensorboardX's own `SummaryWriter` writes from a thread: the last events are lost when the process
-is killed, and when the disk is full, the next one is waited for without end.
+tensorboardX's own `SummaryWriter` writes from a thread. It loses the last events when the process
+is killed, and when the disk is full, the next event blocks forever.
 """
 
 import time
@@ -17,13 +17,12 @@ from colddiff.runtime.devices import is_first_host
 
 
 class EventLog:
-    """Scalars and pictures of steps, in a new file of `folder`; a context manager.
+    """Scalars and pictures by step, in a new file of `folder`; a context manager.
 
-    The first host writes, others do nothing. TensorBoard hides what earlier files have of steps
-    after `start`.
+    Only the first host writes. TensorBoard hides the events after step `start` in earlier files.
 
     Raises:
-      OSError: it cannot be written; so do all methods.
+      OSError: the file cannot be written. All methods raise it too.
     """
 
     def __init__(self, folder: Path, *, start: int):
@@ -41,19 +40,19 @@ class EventLog:
             if self._writer is not None:
                 self._writer.close()
         except OSError:
-            if error[0] is None:  # otherwise that one matters more
+            if error[0] is None:  # an earlier error matters more
                 raise
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """Adds one number."""
+        """Write one number."""
         self._write(step, summary=summary.scalar(name, value))
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Adds one picture, uint8 `[H, W, 3]`."""
+        """Write one picture, uint8 `[H, W, 3]`."""
         self._write(step, summary=summary.image(name, picture, dataformats="HWC"))
 
     def flush(self) -> None:
-        """Brings all of it to the disk."""
+        """Flush all events to the disk."""
         if self._writer is not None:
             self._writer.flush()
 

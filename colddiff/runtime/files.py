@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, and reading that outlasts a failing disk.
+"""Atomic writes, and reads that are retried when the file system fails.
 
-Also JSON and Markdown.
+This module also handles JSON, Markdown tables, and GIF and PNG files.
 """
 
 import errno
@@ -23,16 +23,16 @@ from colddiff.runtime.errors import UserError, first_line
 
 _Value = TypeVar("_Value")
 
-_PAUSES = (1.0, 3.0, 10.0)  # seconds before reading is tried again
-_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a damaged folder, not a failing disk
+_PAUSES = (1.0, 3.0, 10.0)  # seconds before each retry of a read
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # the folder is damaged, not the disk
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A new binary file, which becomes `path` when the block ends without an error.
+    """Yield a new binary file, which replaces `path` when the block ends without an error.
 
-    It makes the folder. Two processes that write the same path do not meet: the later one stays. A
-    killed one may leave a file `NAME.*.unfinished` behind, which nothing reads. After a loss of
+    The folder is created. If two processes write the same path, the one that ends last wins. A
+    killed process may leave a file `NAME.*.unfinished` behind, which nothing reads. After a loss of
     power `path` is the old file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +48,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def file_system_failed(error: BaseException) -> bool:
-    """Return whether a disk or network failed, rather than what a file holds.
+    """Return whether a disk or network failed, as opposed to a damaged file.
 
-    Known by the number of an OSError, or in the text of orbax's errors, or in what led to `error`.
-    A missing file is no such failure.
+    The errno decides: that of an OSError, or the one in the text of an orbax error. An error
+    without one is judged by its cause. A missing file is no such failure.
     """
     number = getattr(error, "errno", None)
     if number is None and (code := re.search(r"os_error_code='(\d+)'", str(error))):
@@ -63,13 +63,14 @@ def file_system_failed(error: BaseException) -> bool:
 
 
 def patiently(read: Callable[[], _Value], what: str) -> _Value:
-    """Return `read()`; where the file system fails, try again after pauses of 1, 3 and 10 seconds.
+    """Return `read()`; if the file system fails, retry after pauses of 1, 3 and 10 seconds.
 
     Args:
-      what: is read, for the log.
+      read: the function that reads.
+      what: the name of what is read, for the log.
 
     Raises:
-      Exception: the last error of `read`, or at once one that is not the file system's.
+      Exception: the last error of `read`. Errors other than the file system's are not retried.
     """
     for pause in _PAUSES:
         try:
@@ -84,10 +85,10 @@ def patiently(read: Callable[[], _Value], what: str) -> _Value:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None if there is no such file.
+    """Return the object in a JSON file, or None if there is no such file.
 
     Raises:
-      UserError: it is not JSON, or not an object.
+      UserError: the file holds no JSON, or no object.
     """
     if not path.exists():
         return None
@@ -98,18 +99,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes it, two spaces a level."""
+    """Write `value` as JSON, indented by two spaces; an atomic write."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes it in UTF-8."""
+    """Write `text` in UTF-8; an atomic write."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def as_json(value: Any) -> Any:
-    """Named tuples as dicts, in JSON's types; a number that is not finite is null."""
+    """Return `value` in JSON's types: named tuples become dicts, non-finite numbers None."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
@@ -120,13 +121,13 @@ def as_json(value: Any) -> Any:
 
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; the first row is its header."""
+    """Return the lines of a Markdown table; the first row is its header."""
     header, *rows = (f"| {' | '.join(row)} |".replace("|  |", "| |") for row in cells)
     return [header, "|" + "---|" * len(cells[0]), *rows]
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
-    """Writes uint8 `[H, W, 3]` frames, shown again and again, the last one a second longer."""
+    """Write uint8 `[H, W, 3]` frames as a looping GIF; the last frame stays a second longer."""
     first, *rest = (Image.fromarray(f).quantize(dither=Image.Dither.NONE) for f in frames)
     each = round(1000 * seconds / len(frames))
     times = [*[each] * len(rest), each + 1000]
@@ -135,7 +136,7 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) 
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Writes uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`, making its folder."""
+    """Write uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`; create its folder."""
     gray = picture.shape[-1] == 1
     with atomic_write(path) as file:
         Image.fromarray(picture[..., 0] if gray else picture).save(file, "png")

@@ -1,4 +1,4 @@
-"""One training process for a workdir: two would delete each other's unfinished checkpoints."""
+"""A lock on a workdir: two training processes would delete each other's unfinished checkpoints."""
 
 import fcntl
 import os
@@ -19,11 +19,11 @@ from colddiff.runtime.errors import UserError
 def alone(workdir: Path) -> Iterator[None]:
     """Hold `WORKDIR/train.lock`; all hosts of one run hold it together.
 
-    The operating system frees the lock of a process that ended, however it ended: a file that a
-    killed one left behind never stands in the way.
+    The operating system frees the lock when its process ends, even if it is killed. A lock file
+    that a killed process leaves behind does no harm.
 
     Raises:
-      UserError: another process, which the message names, trains in this workdir.
+      UserError: another process trains in this workdir; the message names it.
     """
     path, file, other = workdir / "train.lock", None, ""
     if is_first_host():
@@ -43,7 +43,7 @@ def alone(workdir: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> tuple[TextIO | None, str]:
-    """Return the locked file and "", or None and who has locked it."""
+    """Return (locked file, ""), or (None, a description of the process that holds the lock)."""
     while True:
         file = path.open("a+")
         try:
@@ -61,7 +61,7 @@ def _lock(path: Path) -> tuple[TextIO | None, str]:
             told = "%s cannot be locked: %s. Start no second training in this workdir"
             logging.warning(told, path, error)
             break
-        file.close()  # deleted by the process that had it; the next file is a new one
+        file.close()  # the last holder has deleted this file: lock a new one
     file.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},")

@@ -1,4 +1,4 @@
-"""How long work shows that it moves: a live line on a terminal, plain log lines elsewhere."""
+"""Progress of long work: a live line on a terminal, plain log lines elsewhere."""
 
 import datetime
 import sys
@@ -16,10 +16,10 @@ _Item = TypeVar("_Item")
 
 
 class Meter:
-    """Counts steps of some work from `start` to `total`; a context manager.
+    """Progress of some work from step `start` to `total`; a context manager.
 
-    `advance` after every step keeps the live line moving, `note` says something about the work,
-    `waiting_for` what the steps need shows whether they wait for it.
+    `advance` counts a step, `note` shows a text, and `waiting_for` measures how long the steps wait
+    for their inputs.
     """
 
     def __init__(self, what: str, *, total: int, start: int = 0, images_per_step: int):
@@ -29,7 +29,7 @@ class Meter:
         self._began = self._noted = (time.monotonic(), start)
         self._waited = 0.0
         self._live = Progress(
-            # One column, of which a narrow terminal cuts off the end.
+            # With one column, a narrow terminal cuts off only the end of the line.
             TextColumn(
                 "{task.description}  {task.fields[text]}", table_column=Column(no_wrap=True)
             ),
@@ -40,7 +40,7 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._live.start()
-        # While the line lives, rich's stand-in for stderr puts log lines above it.
+        # rich replaces sys.stderr while the line is live, so that log lines appear above it.
         _log_to(sys.stderr)
         return self
 
@@ -54,12 +54,12 @@ class Meter:
         _log_to(sys.stderr)
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Count one step as done."""
         self._done += 1
         self._live.update(self._task, description=self._status(self._began))
 
     def note(self, text: str = "") -> None:
-        """Shows `text` with the progress; off a terminal, one log line."""
+        """Show `text` with the progress; off a terminal, write both as one log line."""
         self._live.update(self._task, text=text)
         if self._live.disable:
             logging.info("%s", f"{self._status(self._noted)}  {text}".rstrip())
@@ -67,7 +67,7 @@ class Meter:
         self._waited = 0.0
 
     def waiting_for(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """The items; the time until each comes counts as waiting."""
+        """Yield the items; the time until each one arrives counts as waiting."""
         items = iter(items)
         while True:
             begin = time.monotonic()
@@ -80,11 +80,11 @@ class Meter:
             yield item
 
     def waited(self) -> float:
-        """Share of all time since the last note, or the beginning, that was spent waiting."""
+        """Return the share of the time since the last note, or the start, spent waiting."""
         return self._waited / max(time.monotonic() - self._noted[0], 1e-9)
 
     def _status(self, since: tuple[float, int]) -> str:
-        """Steps done, speed since a (time, step), time left at the speed since the beginning."""
+        """Return steps done, speed since a (time, step), and time left at the average speed."""
         now = time.monotonic()
         steps = (self._done - since[1]) / max(now - since[0], 1e-9)
         left = (
@@ -98,5 +98,5 @@ class Meter:
 
 
 def _log_to(stream: TextIO) -> None:
-    """Makes absl write its log lines to `stream`."""
+    """Make absl write its log lines to `stream`."""
     logging.get_absl_handler().python_handler.setStream(stream)

@@ -1,11 +1,11 @@
 """State dicts in PyTorch's `.pth` files, read without PyTorch.
 
-In both of their layouts: since PyTorch 1.6 a zip archive, one record for each storage; before it a
-row of pickles, and the storages behind them.
+Both layouts are read. Since PyTorch 1.6 a file is a zip archive with one record per storage. Older
+files are a sequence of pickles, followed by the storages.
 
-A pickle is a program. Here it is a list of opcodes: those that make tensors, and the dicts, tuples,
-numbers and strings around them, are followed, and any other ends the reading. Nothing that a file
-names is imported or called. Which tensors a network needs is not decided here.
+A pickle is a program. This reader executes only the opcodes that make tensors and the dicts,
+tuples, numbers and strings around them. Any other opcode is an error. Nothing that a file names is
+imported or called. Callers decide which tensors a network needs.
 """
 
 import io
@@ -34,22 +34,22 @@ _LITERALS = {
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
-_METADATA = {"_metadata"}  # versions of the modules; nothing here depends on them
+_METADATA = {"_metadata"}  # versions of the modules, which this reader ignores
 
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"  # how the two layouts begin
-_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # then: a magic number, and a version
-_DIMENSIONS = 8  # more than any network's
-_LARGEST = 2**60  # so that bytes can be counted in 64 bits
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"  # first bytes of the two layouts
+_LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the older layout's magic number and version
+_DIMENSIONS = 8  # more than a tensor of any network has
+_LARGEST = 2**60  # keeps byte counts within 64 bits
 
 
 class _Global(NamedTuple):
-    """The name of a class or function, and nothing behind it."""
+    """The name of a class or function, which is never imported."""
 
     name: str
 
 
 class _Storage(NamedTuple):
-    """`count` numbers in the file; tensors are views of them."""
+    """A storage of `count` numbers in the file; tensors are views of it."""
 
     dtype: str
     key: str
@@ -57,7 +57,7 @@ class _Storage(NamedTuple):
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Return the size in bytes."""
         return self.count * np.dtype(self.dtype).itemsize
 
 
@@ -71,14 +71,14 @@ class _Tensor(NamedTuple):
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name, in the file's order.
+    """Return the tensors of a state dict by name, in the file's order.
 
-    They are read-only views: those that share a storage in the file share it here. A zip archive's
-    checksums are verified; the older layout has none, so there a wrong number goes unseen.
+    They are read-only views. Tensors that share a storage in the file share it here. A zip
+    archive's checksums are verified. The older layout has none, so wrong numbers go undetected.
 
     Raises:
-      UserError: no such file; it is neither layout, damaged, big-endian, or holds or asks for
-        anything but a dict of tensors; or a tensor or a storage reaches beyond what is there.
+      UserError: the file is missing, damaged, big-endian or in neither layout; or it holds or asks
+        for anything but a dict of tensors; or a tensor or a storage exceeds the file's data.
     """
     try:
         content = path.read_bytes()
@@ -93,7 +93,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """From PREFIX/data.pkl and PREFIX/data/KEY."""
+    """Read the tensors from PREFIX/data.pkl and PREFIX/data/KEY."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
@@ -124,7 +124,7 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
-    """From five pickles: magic, version, system, state dict, keys; then the storages in order."""
+    """Read five pickles (magic, version, system, state dict, keys), then the storages in order."""
     file = io.BytesIO(content)
     for expected in _LEGACY:
         if _unpickle(file) != expected:
@@ -166,7 +166,7 @@ def _state(value: Any) -> dict[str, _Tensor]:
 
 
 def _storages(tensors: dict[str, _Tensor], size: int) -> list[_Storage]:
-    """Those of the tensors; what they promise is checked against the file's size first."""
+    """Return the tensors' storages after checking their sizes against the file's `size`."""
     storages = list(dict.fromkeys(tensor.storage for tensor in tensors.values()))
     if len({storage.key for storage in storages}) < len(storages):
         raise UserError("it gives one storage two types or sizes")
@@ -179,22 +179,22 @@ def _storages(tensors: dict[str, _Tensor], size: int) -> list[_Storage]:
 def _arrays(
     tensors: dict[str, _Tensor], storages: list[_Storage], read: Callable[[_Storage], bytes]
 ) -> dict[str, np.ndarray]:
-    """The tensors' arrays; every storage is read once, in the order given."""
+    """Return the tensors' arrays; every storage is read once, in the order of `storages`."""
     numbers = {storage: np.frombuffer(read(storage), storage.dtype) for storage in storages}
 
     def view(tensor: _Tensor) -> np.ndarray:
         flat = numbers[tensor.storage]
         strides = [stride * flat.itemsize for stride in tensor.strides]
-        # Inside the storage: `_tensor` has seen to it.
+        # as_strided checks nothing: `_tensor` has checked that the view lies inside the storage.
         return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
 
     return {name: view(tensor) for name, tensor in tensors.items()}
 
 
 def _unpickle(file: BinaryIO) -> Any:
-    """What the pickle at the file's position makes; the file is left behind it."""
+    """Return the object of the pickle at the file's position, and advance the file to its end."""
     stack: list[Any] = []
-    below: list[list[Any]] = []  # what was on the stack at each open mark
+    below: list[list[Any]] = []  # the stack below each open mark
     memo: dict[int, Any] = {}
     try:
         for opcode, argument, _ in pickletools.genops(file):
@@ -225,7 +225,7 @@ def _unpickle(file: BinaryIO) -> Any:
 
 
 def _follow(name: str, argument: Any, stack: list[Any]) -> None:
-    """Follows an opcode that needs neither mark nor memo, only the stack."""
+    """Execute an opcode that needs only the stack, neither marks nor the memo."""
 
     def pop(count: int) -> list[Any]:
         return [stack.pop() for _ in range(count)][::-1]
@@ -261,7 +261,7 @@ def _follow(name: str, argument: Any, stack: list[Any]) -> None:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
-    """Adds items to a list; to a dict, keys and values in turn."""
+    """Add items to a list, or alternating keys and values to a dict."""
     match target:
         case list():
             target.extend(items)
@@ -272,7 +272,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _global(*names: Any) -> _Global:
-    """Of 'module attribute', or of the two."""
+    """Return the global named by 'module attribute' or by two strings, if a state dict needs it."""
     name = " ".join(names) if all(type(name) is str for name in names) else "what has no name"
     if name not in _GLOBALS:
         asked = name[:80].replace(" ", ".")
@@ -281,7 +281,7 @@ def _global(*names: Any) -> _Global:
 
 
 def _storage(identity: Any) -> _Storage:
-    """The storage of ('storage', type, key, device, count), and in the older layout a last None."""
+    """Return the storage of ('storage', type, key, device, count); the older layout adds a None."""
     match identity:
         case ("storage", _Global(name), str() as key, str(), int() as count, *rest):
             if name in _STORAGES and rest in ([], [None]) and 0 <= count < _LARGEST:
@@ -290,7 +290,7 @@ def _storage(identity: Any) -> _Storage:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a call would make, of the three functions that a state dict calls."""
+    """Return the result of a call to one of the three functions that a state dict calls."""
     match function, arguments:
         case _Global(name), () if name == _DICT:
             return {}
@@ -308,7 +308,7 @@ def _call(function: Any, arguments: Any) -> Any:
 def _tensor(
     storage: _Storage, offset: int, shape: tuple[Any, ...], strides: tuple[Any, ...]
 ) -> _Tensor:
-    """A tensor that lies inside its storage, and is not larger than it."""
+    """Return a tensor after checking that it lies inside its storage and is not larger than it."""
     if len(shape) != len(strides) or len(shape) > _DIMENSIONS:
         raise UserError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     if any(type(n) is not int or not 0 <= n < _LARGEST for n in (offset, *shape, *strides)):

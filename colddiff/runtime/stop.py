@@ -1,4 +1,4 @@
-"""Stopping when told to: by SIGTERM, as schedulers send before they take a machine, or Ctrl-C."""
+"""Stopping on Ctrl-C, or on SIGTERM, which schedulers send before they take a machine."""
 
 import signal
 import threading
@@ -16,16 +16,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(Exception):
-    """Work that was left off, because the run is to stop."""
+    """Work ended early because the run is to stop."""
 
 
 class Stop:
-    """Notes SIGTERM and SIGINT while it is open; a second one ends the process at once.
+    """A context manager that notes SIGTERM and SIGINT; a second signal ends the process at once.
+
+    Python delivers signals to the main thread only. In other threads nothing is noted.
 
     Attributes:
-      noted: this process was told to stop.
-
-    A context manager. Only Python's main thread gets signals: elsewhere nothing is ever noted.
+      noted: whether this process has received a signal.
     """
 
     def __init__(self, mesh: Mesh):
@@ -52,9 +52,10 @@ class Stop:
         logging.warning("%s: saving, then ending; once more ends at once", name)
 
     def wanted(self) -> bool:
-        """Whether any host was told to stop; all must ask after every step, and get one answer.
+        """Return whether any host has received a signal; the answer is the same on all hosts.
 
-        Of several hosts it is the answer to the question before, which the devices have by now.
+        Every host must call this after every step. With several hosts, the answer is that of the
+        call before, which the devices have computed in the meantime.
         """
         if jax.process_count() == 1:
             return self.noted
@@ -63,10 +64,10 @@ class Stop:
         return before is not None and bool(before)
 
     def check(self) -> None:
-        """Leaves off what can be left off; all must ask, as for `wanted`.
+        """Raise an error if any host has received a signal; every host must call this.
 
         Raises:
-          StoppedError: any host was told to stop.
+          StoppedError: a host has received a signal.
         """
         if self.wanted():
             raise StoppedError

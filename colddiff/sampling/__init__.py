@@ -1,4 +1,5 @@
-"""The walk from xT back to x0 (Algorithms 1 and 2, DDIM), and priors: where xT comes from.
+"""Samplers, which walk from xT to x0 (Algorithms 1 and 2, DDIM), and priors, which draw xT.
 
-May import `degradations`, `images` and `runtime.errors`: no config, no data, no files.
+This package may import `degradations`, `images` and `runtime.errors`. It uses no config, data or
+files.
 """

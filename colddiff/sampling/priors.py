@@ -1,10 +1,10 @@
-"""Priors: where xT comes from when there is no image to restore (paper, section 5).
+"""Priors, which draw xT when there is no image to restore (paper, section 5).
 
-A prior is a pure function `prior(key) -> xT` of one image, float32 `[H, W, C]` around [-1, 1], and
-a `jax.tree_util.Partial`, like a degradation. Both get the image's one key: what `pattern` begins
-with is then the very noise, colour or image that Algorithm 2 goes on with.
+A prior is a pure function `prior(key) -> xT` for one image, float32 `[H, W, C]` around [-1, 1]. It
+is a `jax.tree_util.Partial`, like a degradation. Prior and degradation take the same key of an
+image, so Algorithm 2 continues with the noise, colour or image that `pattern` draws.
 
-Fitting a mixture lives here; where the images come from, and where the fit is kept, does not.
+This module fits mixtures. Callers load the images and store the fit.
 """
 
 import math
@@ -22,12 +22,12 @@ from colddiff.runtime.errors import UserError
 
 Prior = Callable[[jax.Array], jax.Array]
 
-_LARGEST_SIZE = 32  # its covariance has (size² C)² entries
-_OWN = 2**31 + 1  # folded into an image's key, it gives the prior's own: no degradation draws it
+_LARGEST_SIZE = 32  # a mixture's covariance has (size² C)² entries
+_OWN = 2**31 + 1  # folded into an image's key, gives the prior a key that no degradation draws from
 
 
 class Mixture(NamedTuple):
-    """K Gaussians over images of few pixels; float32.
+    """A mixture of K Gaussians over images of size × size pixels; float32.
 
     Attributes:
       weights: `[K]`, summing to 1.
@@ -43,16 +43,16 @@ class Mixture(NamedTuple):
 def pattern(
     degrade: Degrade, *, T: int, shape: tuple[int, int, int], noise_std: float = 0.0
 ) -> Partial:
-    """`D(0, T, key)`: what D itself ends with, for one that leaves nothing of an image at T.
+    """Return the prior `D(0, T, key)`, for a degradation that leaves nothing of an image at T.
 
-    Gaussian noise for `gaussian_noise` (section 5.1), a random colour for an inward `gaussian_mask`
-    that fades to one, an image of the bank for `animorph` (section 5.3).
+    xT is Gaussian noise for `gaussian_noise` (section 5.1), a random colour for an inward
+    `gaussian_mask` that fades to one, and an image of the bank for `animorph` (section 5.3).
 
     Args:
       degrade: D.
-      T: its largest severity.
+      T: the largest severity of D.
       shape: (H, W, C).
-      noise_std: of Gaussian noise added to every pixel.
+      noise_std: standard deviation of Gaussian noise added to every pixel.
 
     Raises:
       UserError: `noise_std` is negative or not finite.
@@ -63,16 +63,17 @@ def pattern(
 
 
 def gaussian_mixture(mixture: Mixture, *, image_size: int, noise_std: float = 0.0) -> Partial:
-    """Draws `size`² pixels of a mixture, each shown as one block of the image.
+    """Return the prior that draws `size`² pixels from a mixture and shows each as one block.
 
-    With size = 1 the image is constant: the mixture is one of channel means (section 5.2). With the
-    lowest resolution of a pixelation for size it is the prior of super-resolution (section 5.3).
+    With size = 1 the image is constant, and the mixture is one of channel means (section 5.2). With
+    the lowest resolution of a pixelation as size, it is the prior of super-resolution (section
+    5.3).
 
     Args:
-      mixture: such as `fit_mixture` gives.
+      mixture: Gaussians, such as `fit_mixture` returns.
       image_size: H = W, in pixels, a multiple of the mixture's size.
-      noise_std: of Gaussian noise added to every pixel; .002 breaks the symmetry of a constant
-        image (section 5.2), 0 keeps it.
+      noise_std: standard deviation of Gaussian noise added to every pixel; .002 breaks the symmetry
+        of a constant image (section 5.2), 0 keeps it.
 
     Raises:
       UserError: the sizes do not fit, or `noise_std` is negative or not finite.
@@ -85,16 +86,16 @@ def gaussian_mixture(mixture: Mixture, *, image_size: int, noise_std: float = 0.
 def fit_mixture(
     images: Iterable[np.ndarray], *, size: int, components: int = 1, seed: int = 0
 ) -> Mixture:
-    """The mixture of full-covariance Gaussians over the images' block means, by scikit-learn's EM.
+    """Fit a mixture of full-covariance Gaussians to images' block means, by scikit-learn's EM.
 
     Args:
-      images: uint8 `[H, W, C]` each, H = W a multiple of `size`.
-      size: blocks a side; 1 is the mean of each channel.
+      images: uint8 `[H, W, C]` each, with H = W a multiple of `size`.
+      size: blocks a side; 1 gives the mean of each channel.
       components: K.
-      seed: of EM's initialisation.
+      seed: seed of EM's initialisation.
 
     Raises:
-      UserError: the sizes do not fit, or there are fewer images than components.
+      UserError: the sizes do not fit, `components` is below 1, or there are too few images.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -132,10 +133,10 @@ def _gaussian_mixture(
 
 
 def block_means(image: np.ndarray, size: int) -> np.ndarray:
-    """Means over size × size blocks of one image `[H, W, C]`; float64 `[size, size, C]`.
+    """Return the means over size × size blocks of an image `[H, W, C]`; float64 `[size, size, C]`.
 
     Raises:
-      UserError: as `check_size`.
+      UserError: as for `check_size`.
     """
     high, wide, channels = image.shape
     check_size(size, high)
@@ -144,10 +145,10 @@ def block_means(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def check_size(size: int, image_size: int) -> None:
-    """Refuses a size that a mixture over images of `image_size` pixels a side cannot have.
+    """Refuse a size that a mixture over images of `image_size` pixels a side cannot have.
 
     Raises:
-      UserError: says so.
+      UserError: `size` does not divide `image_size`, or is not in 1..32.
     """
     if not 1 <= size <= _LARGEST_SIZE or image_size % size:
         raise UserError(

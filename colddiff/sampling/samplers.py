@@ -1,23 +1,24 @@
-"""Samplers: ways to walk from xT back to x0 with a restorer R and a degradation D.
+"""Samplers, which walk from xT to x0 with a restorer R and a degradation D.
 
-Each is a plain function of `restore`, `degrade` and the state of the walk, on `lax.fori_loop`:
+Each is a plain function that loops with `lax.fori_loop`:
 
     sampler(restore, degrade, params, xT, keys, times, iterates_at=None) -> x0
 
-`direct`, `naive` and `tacos` take any degradation; `ddim` and `ddpm` those that blend with noise or
-another image. Of a random degradation, tacos re-draws the pattern that `keys` give (for noise, the
-paper's "fixed noise"), ddim computes it from x at every step ("estimated noise").
+`direct`, `naive` and `tacos` take any degradation; `ddim` and `ddpm` take only blends with noise or
+another image. For a random degradation, tacos uses the pattern that `keys` give (for noise, the
+paper's "fixed noise"); ddim estimates it from x at every step ("estimated noise").
 
   restore: `R(params, xt, t) -> x0_hat` for a batch, `xt` `[B, H, W, C]`, `t` int32 `[B]`.
   degrade: `D(x0, t, key) -> xt` for one image (`colddiff.degradations`).
-  xT: where to start, `[B, H, W, C]`.
+  params: parameters of R.
+  xT: start of the walk, `[B, H, W, C]`.
   keys: `[B]` PRNG keys, one pattern of D for each image (`image_keys`).
-  times: decreasing integers from the severity of xT down to 0 (`times_between`). Leaving some
-    out is how to take fewer steps.
-  iterates_at: some of `times` (for `direct`, of the first and last); if given, the result is
-    `(x0, iterates)`, `iterates` `[len(iterates_at), B, H, W, C]` the walk's images at those times.
+  times: severities, decreasing integers from that of xT to 0 (`times_between`). Fewer times give
+    fewer sampler steps.
+  iterates_at: some of `times` (for `direct`, of the first and last). If given, the result is
+    `(x0, iterates)`, with the iterates at those times, `[len(iterates_at), B, H, W, C]`.
 
-Where xT comes from lives elsewhere, and so do networks and metrics.
+Priors draw xT. Networks and metrics are in other modules.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +35,7 @@ Times = Sequence[int] | np.ndarray | jax.Array
 Result = jax.Array | tuple[jax.Array, jax.Array]
 Sampler = Callable[..., Result]
 
-_EPSILON = (
-    2**31
-)  # folded into an image's key, it gives the key of ddim's ε: no degradation draws it
+_EPSILON = 2**31  # folded into an image's key, gives ε of ddim a key that no degradation draws from
 
 
 def direct(
@@ -48,7 +47,7 @@ def direct(
     times: Times,
     iterates_at: Times | None = None,
 ) -> Result:
-    """`R(xT, T)`: one step, whatever lies between the first and the last of `times`."""
+    """Return `R(xT, T)`: one step from the first to the last of `times`."""
     ends = jnp.stack([jnp.asarray(times[0]), jnp.asarray(times[-1])])
     return naive(restore, degrade, params, xT, keys, ends, iterates_at)
 
@@ -62,7 +61,7 @@ def naive(
     times: Times,
     iterates_at: Times | None = None,
 ) -> Result:
-    """Algorithm 1: restore, then degrade again to the next severity."""
+    """Run Algorithm 1: restore, then degrade again to the next severity."""
     D = _with_patterns(degrade, keys, xT.shape[1:])
 
     def step(x, s, s_next):
@@ -81,7 +80,7 @@ def tacos(
     times: Times,
     iterates_at: Times | None = None,
 ) -> Result:
-    """Algorithm 2 (transformation agnostic cold sampling): `x ← x - D(x̂, s) + D(x̂, s')`.
+    """Run Algorithm 2 (transformation agnostic cold sampling): `x ← x - D(x̂, s) + D(x̂, s')`.
 
     To first order in the step its iterates do not depend on R at all (section 3.3).
     """
@@ -105,17 +104,23 @@ def ddim(
     *,
     eta: float | jax.Array = 0.0,
 ) -> Result:
-    """Estimated noise (appendices A.6, A.8): `x ← √ᾱ_s' x̂ + √(1 - ᾱ_s' - σ²) ẑ + σ ε`.
+    """Run DDIM (appendices A.6, A.8): `x ← √ᾱ_s' x̂ + √(1 - ᾱ_s' - σ²) ẑ + σ ε`.
 
-    With ẑ = (x - √ᾱ_s x̂) / √(1 - ᾱ_s), what x̂ leaves for the noise, and ε ~ N(0, I) from `keys`.
+    The estimated noise is ẑ = (x - √ᾱ_s x̂) / √(1 - ᾱ_s), and ε ~ N(0, I) is drawn from `keys`.
 
     Args:
-      degrade: a blend, `√ᾱ_t x0 + √(1 - ᾱ_t) z`.
-      eta: σ in units of DDPM's, σ² = η² (1 - ᾱ_s') / (1 - ᾱ_s) (1 - ᾱ_s / ᾱ_s'); in 0..1. At 0,
-        DDIM, the walk is deterministic, and it is Algorithm 2 with ẑ for the pattern.
+      restore: R.
+      degrade: D, a blend `√ᾱ_t x0 + √(1 - ᾱ_t) z`.
+      params: parameters of R.
+      xT: start of the walk, `[B, H, W, C]`.
+      keys: `[B]` PRNG keys of ε.
+      times: severities, decreasing to 0.
+      iterates_at: some of `times`, at which iterates are returned too.
+      eta: η in 0..1, σ in units of DDPM's: σ² = η² (1 - ᾱ_s') / (1 - ᾱ_s) (1 - ᾱ_s / ᾱ_s'). At 0,
+        DDIM, the walk is deterministic, and it is Algorithm 2 with ẑ as the pattern.
 
     Raises:
-      UserError: `degrade` is no blend.
+      UserError: `degrade` is not a blend.
     """
     weights = blend_weights(degrade)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _EPSILON)
@@ -142,7 +147,7 @@ def ddpm(
     times: Times,
     iterates_at: Times | None = None,
 ) -> Result:
-    """`ddim` with η = 1 (appendix A.8): σ² is the posterior variance β̃ of Ho et al. 2020."""
+    """Run `ddim` with η = 1 (appendix A.8): σ² is the posterior variance β̃ of Ho et al. 2020."""
     return ddim(restore, degrade, params, xT, keys, times, iterates_at, eta=1.0)
 
 
@@ -156,15 +161,15 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def image_keys(key: jax.Array, first: jax.Array | int, count: int) -> jax.Array:
-    """Keys `[count]` of the images numbered `first`, `first + 1`, ...: `fold_in(key, number)`.
+    """Return keys `[count]`, `fold_in(key, number)` for image numbers `first`, `first + 1`, ...
 
-    So an image depends on its number alone, never on its batch.
+    An image therefore depends on its number alone, never on its batch.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def times_between(T: int, steps: int) -> np.ndarray:
-    """`steps + 1` decreasing times from T to 0, spread as evenly as integers allow; int32.
+    """Return `steps + 1` times decreasing from T to 0, as evenly as integers allow; int32.
 
     Raises:
       UserError: `steps` is not in 1..T.
@@ -175,17 +180,17 @@ def times_between(T: int, steps: int) -> np.ndarray:
 
 
 def marks_of(sampler: Sampler, times: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the times, evenly spread, for `iterates_at`; `direct` has but its ends."""
+    """Return at most `count` of the times, evenly spread; for `direct` the first and the last."""
     if getattr(sampler, "func", sampler) is direct:
         times = times[[0, -1]]
     return times[np.unique(np.linspace(0, len(times) - 1, count).round().astype(int))]
 
 
 def check_times(times: Times, iterates_at: Times | None = None) -> None:
-    """Refuses times that do not decrease to 0, or iterates wanted at other times.
+    """Refuse times that do not decrease to 0, and `iterates_at` that are not among them.
 
     Raises:
-      UserError: says what is wrong.
+      UserError: `times` or `iterates_at` are invalid.
     """
     steps = np.asarray(times)
     integers = steps.ndim == 1 and np.issubdtype(steps.dtype, np.integer)
@@ -201,7 +206,7 @@ def _walk(
     times: Times,
     iterates_at: Times | None,
 ) -> Result:
-    """`x ← step(x, s, s')` over consecutive `times`, noting x at the times `iterates_at`."""
+    """Run `x ← step(x, s, s')` over consecutive `times`; store x at the times `iterates_at`."""
     if not any(isinstance(a, jax.core.Tracer) for a in (times, iterates_at)):
         check_times(times, iterates_at)
     times = jnp.asarray(times, jnp.int32)
@@ -222,14 +227,14 @@ def _walk(
 
 
 def _restore(restore: Restore, params: object, x: jax.Array, s: jax.Array) -> jax.Array:
-    """`x0_hat`, with the one severity s given to each image."""
+    """Return `x0_hat` for a batch whose images all have severity s."""
     return restore(params, x, jnp.full(x.shape[:1], s))
 
 
 def _with_patterns(
     degrade: Degrade, keys: jax.Array, shape: tuple[int, int, int]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`D(x0, s)` for a batch at one severity; every image's pattern is drawn here, once."""
+    """Return `D(x0, s)` for a batch at one severity. Each image's pattern is drawn here, once."""
     draw, apply = split(degrade)
     patterns = jax.vmap(lambda key: draw(key, shape))(keys)
     return lambda x0, s: jax.vmap(apply, (0, None, 0))(x0, s, patterns)

@@ -1,4 +1,4 @@
-"""The train step, the examples it is fed, and the loop that logs, draws, scores and saves.
+"""Training: batches and examples, the train step, and the loop that logs, draws, scores and saves.
 
-May import everything but `main` and `benchmark`.
+This package may import every module but `main` and `benchmark`.
 """

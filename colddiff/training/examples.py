@@ -1,7 +1,7 @@
-"""What training is fed: its images, in the order of the steps, and the example made of each.
+"""The input of training: the images in the order of the steps, and the example made of each.
 
-The order is of `colddiff.data.batches`, a function of the seed and the step alone. What is drawn at
-random is drawn on the device, in the train step (`make_example`).
+`colddiff.data.batches` orders the images by the seed and the step alone. Crop, flip, severity and
+pattern are drawn on the device, in the train step (`make_example`).
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from colddiff.runtime.devices import all_hosts, barrier, host_rows, is_first_hos
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import atomic_write, read_json, save_png, write_json
 
-PIXELS = "pixels of some"  # what only our data.json says
-_LOOKED_AT = 64  # images whose pixels tell whether they are still the same
+PIXELS = "pixels of some"  # a key that identifies a data.json as colddiff's
+_LOOKED_AT = 64  # images whose pixels are hashed to detect changed data
 
 
 def make_example(
     experiment: Experiment, degrade: Degrade
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    """`example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
+    """Return `example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
 
-    x0 is a crop of the image, after padding, and mirrored at random, as the config's `data` says;
-    xt is what the network sees of D(x0, t), t ~ U{1..T}.
+    x0 is a crop of the padded image, mirrored at random, as `config.data` sets. xt is D(x0, t) as
+    the network sees it (`network_input`), with t ~ U{1..T}.
     """
     settings = experiment.config.data
     size, channels = settings.image_size, settings.channels
@@ -56,7 +56,7 @@ def make_example(
 
 
 def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: int) -> Path:
-    """Writes those of `images` that a step trained on, and a picture of them."""
+    """Write the images that a step trained on, and their mosaic; return the path of the images."""
     path = workdir / "diverged" / f"{step:07d}.npz"
     if is_first_host():
         [batch] = _batches(config, images, start=step - 1, stop=step)
@@ -68,10 +68,12 @@ def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: 
 
 
 def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> None:
-    """Notes in the workdir what the images are; refuses to go on with others.
+    """Check that the images are those that the run in the workdir began with.
+
+    The first call in a workdir writes their fingerprint to `data.json`.
 
     Raises:
-      UserError: they are not those that the run began with.
+      UserError: the images differ from those that the run began with, on any host.
     """
     settings, path = config.data, workdir / "data.json"
     found = sources.fingerprint(settings.source, settings.train_split, settings.channels)
@@ -94,7 +96,7 @@ def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> Non
 
 
 def load_train_images(config: ConfigDict) -> sources.Images:
-    """Those of the training split, a crop's margin larger."""
+    """Return the images of the training split, `crop_margin` pixels larger than `image_size`."""
     settings = config.data
     images = sources.load(
         settings.source,
@@ -111,7 +113,9 @@ def load_train_images(config: ConfigDict) -> sources.Images:
 def train_batches(
     config: ConfigDict, mesh: jax.sharding.Mesh, images: sources.Images, *, start: int, stop: int
 ) -> Iterator[jax.Array]:
-    """What steps `start` .. `stop - 1` train on, on the devices: uint8, as `make_train_step` says.
+    """Return an iterator over the batches of steps `start` .. `stop - 1`, on the devices.
+
+    Each batch is uint8 `[accumulation, batch_size, S, S, C]`, split over the devices along axis 1.
 
     Raises:
       UserError: the devices cannot share a batch evenly.
@@ -122,7 +126,7 @@ def train_batches(
 
 
 def _batches(config: ConfigDict, images: sources.Images, **which: Any) -> Iterator[np.ndarray]:
-    """`data.batches` by the config's settings."""
+    """Return `data.batches` with the config's settings."""
     settings = config.train
     return batches(
         images,

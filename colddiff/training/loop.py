@@ -1,6 +1,6 @@
 """The training loop: step, log, draw, score, save.
 
-What a step computes is in `colddiff.training.step`.
+`colddiff.training.step` defines what a step computes.
 """
 
 import dataclasses
@@ -50,23 +50,27 @@ from colddiff.training.step import Metrics, TrainStep, make_train_step
 
 
 def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> bool:
-    """Train to `config.train.num_steps`, from the last good checkpoint of `workdir` if it has one.
+    """Train to `config.train.num_steps`, from the last undamaged checkpoint of `workdir` if any.
 
-    SIGTERM and SIGINT save and end it.
+    SIGTERM and SIGINT save a checkpoint and end the training.
 
     Args:
-      accept_source: go on although the source of the user's own degradation has changed.
+      config: the run's settings.
+      workdir: the run's folder, the same on all hosts.
+      accept_source: resume although the source of the user's own degradation has changed.
 
     Returns:
-      Whether it came to the end.
+      True if the training is complete; False if a host was told to stop.
 
     Raises:
-      UserError: the config cannot work, `workdir` holds another run, one of other data or source,
-        or another process trains there, the data cannot be read, or the loss is no longer finite.
+      UserError: the config cannot work; the data cannot be read; `workdir` holds another run, or a
+        run with other data or another source; another process trains there; or a metric is not
+        finite.
     """
     experiment = build(config)
     mesh = create_mesh(config.mesh.fsdp)
-    host_rows("config.train.batch_size", config.train.batch_size, mesh)  # or refused, at once
+    # Refuse a batch that the devices cannot share before anything is written.
+    host_rows("config.train.batch_size", config.train.batch_size, mesh)
     check_shared(workdir)
     with alone(workdir):
         return _train(experiment, mesh, workdir, accept_source)
@@ -75,7 +79,7 @@ def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> 
 def _train(
     experiment: Experiment, mesh: jax.sharding.Mesh, workdir: Path, accept_source: bool
 ) -> bool:
-    """Train in a workdir where no other process does."""
+    """Train in a workdir that this run has locked; return what `train` returns."""
     config = experiment.config
     state = init_state(experiment, mesh)
     new = not checkpoint.last_step(workdir, config)
@@ -92,7 +96,8 @@ def _train(
         logging.info("going on from step %d of %s", start, workdir)
     images = load_train_images(config)
     check_data(config, images, workdir)
-    load_prior(experiment, workdir)  # fitted now, so that the run has it wherever it goes
+    # The prior is fitted before training, so that the run can generate without its data.
+    load_prior(experiment, workdir)
     truth = load_truth(config)
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     checkpoint.set_scores_aside(workdir)
@@ -116,14 +121,15 @@ def _train(
         run = Run(experiment, None, start, workdir)
         loop = _Loop(run, images, pictured, truth, stop, manager, events, meter)
         finished = loop.go_on(state, make_train_step(experiment, mesh), batches)
-    return finished and all_hosts(not stop.noted)  # which may have come while the last was saved
+    # A signal may arrive while the last checkpoint is saved.
+    return finished and all_hosts(not stop.noted)
 
 
 def _forget(workdir: Path) -> None:
     """Delete what an earlier run without a checkpoint left in the workdir.
 
     Raises:
-      UserError: a file of that name is somebody else's.
+      UserError: a file with such a name was not written by colddiff.
     """
     for name, key in (("evolution.json", "num_images"), ("data.json", PIXELS)):
         if not all_hosts(key in (read_json(workdir / name) or {key})):
@@ -137,13 +143,17 @@ def _forget(workdir: Path) -> None:
 
 @dataclass
 class _Loop:
-    """What the steps of a training need and write to.
+    """The training loop, with its data and its outputs.
 
     Attributes:
-      run: whose parameters are those of the step in progress.
-      images: of the training split.
-      pictured: test images that are drawn, restored, uint8 `[N, H, W, C]`.
-      truth: what checkpoints are scored against; None if they are not scored.
+      run: the run with the EMA parameters of the current step.
+      images: the training split; a batch of it is written if the training diverges.
+      pictured: test images whose restorations are drawn, uint8 `[N, H, W, C]`.
+      truth: the test data that checkpoints are scored against; None if they are not scored.
+      stop: tells whether any host was told to stop.
+      manager: writes the checkpoints.
+      events: writes the TensorBoard log.
+      meter: shows the progress line.
     """
 
     run: Run
@@ -156,17 +166,17 @@ class _Loop:
     meter: Meter
 
     def go_on(self, state: TrainState, train_step: TrainStep, batches: Iterable[jax.Array]) -> bool:
-        """Step, log, draw, score and save until the batches end.
+        """Step, log, draw, score and save until the batches end or the run is told to stop.
 
         Returns:
-          Whether they came to their end; False if the run was told to stop, which saves it.
+          True if the batches ended; False if the run was told to stop. Both save a checkpoint.
         """
         settings, metrics = self.run.config.train, []
         for step, images in enumerate(self.meter.waiting_for(batches), self.run.step + 1):
             last = step == settings.num_steps
             state, step_metrics = train_step(state, images, self.run.degrade)
             metrics.append(step_metrics)
-            # One step in flight while the next is prepared; no more, so that times are true.
+            # At most one step is in flight, so that the measured times are those of the devices.
             jax.block_until_ready(metrics[-2:-1])
             self.meter.advance()
             stopping = self.stop.wanted() and not last
@@ -189,7 +199,7 @@ class _Loop:
         """Write the means since the last log to TensorBoard and the progress line.
 
         Raises:
-          UserError: a metric is not finite; nothing of that step is saved.
+          UserError: a metric is not finite; no checkpoint of that step is saved.
         """
         values = jax.device_get(metrics)
         for at, found in enumerate(values, step - len(values) + 1):
@@ -215,7 +225,7 @@ class _Loop:
             self.events.picture(name, picture, self.run.step)
 
     def _save(self, state: TrainState, *, score_it: bool) -> bool:
-        """Save a checkpoint, with its scores; return whether the run was told to stop meanwhile."""
+        """Save a checkpoint and its scores; return whether a stop interrupted the scoring."""
         scores, stopping = {}, False
         if self.truth is not None and score_it:
             try:
@@ -233,7 +243,7 @@ class _Loop:
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
     """Draw the restored images and, if there is a prior, up to N² generated ones.
 
-    No more than one batch of evaluation, which is what fits into memory.
+    At most `config.eval.batch_size` images are generated, since more may not fit into memory.
     """
     drawn = {"samples": pictures.picture(run, images)}
     if run.prior is not None:

@@ -1,6 +1,6 @@
 """Scores of checkpoints while a run trains, and their curves.
 
-The scores themselves are those of `colddiff.evaluation.evaluate`.
+`colddiff.evaluation.evaluate` computes the scores.
 """
 
 from ml_collections import ConfigDict
@@ -18,10 +18,11 @@ from colddiff.runtime.stop import Stop
 
 
 def load_truth(config: ConfigDict) -> evaluate.Truth | None:
-    """Return what checkpoints are scored against; None if they are not scored.
+    """Return the test data that checkpoints are scored against; None if they are not scored.
 
     Raises:
-      UserError: `train.best` names a score that will not be measured.
+      UserError: `train.best` names a score that is not measured, or `train.scored` images are too
+        few or too small for a score.
     """
     count, best = config.train.scored, config.train.best
     if not count:
@@ -46,17 +47,17 @@ def load_truth(config: ConfigDict) -> evaluate.Truth | None:
 
 
 def score(run: Run, truth: evaluate.Truth, stop: Stop) -> dict[str, float]:
-    """Score a checkpoint, and add the scores to evolution.json and its plots.
+    """Score a checkpoint, add the scores to evolution.json and its plots, and return them.
 
     Raises:
-      StoppedError: the run is to stop before all images are scored.
+      StoppedError: a host was told to stop before all images were scored.
     """
     measured = evaluate.evaluate(run, truth=truth, counts=(), between=stop.check)
     scores = report.scores_of(measured)
     path = run.workdir / "evolution.json"
     before = read_json(path) or {}
-    # A run that went on from an earlier checkpoint measures what came after it anew; scores of
-    # another number of images are not of the same curve.
+    # A run that resumes from an earlier checkpoint scores the later steps again, so their old
+    # scores are dropped. Scores of another number of images cannot share a curve.
     same = before.get("num_images") == len(truth.images)
     earlier = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < run.step}
     evolution = {"num_images": len(truth.images), "scores": earlier | {str(run.step): scores}}

@@ -1,8 +1,8 @@
 """The train step (paper, equation 1 of section 3.1).
 
-Loss: E ‖R(D(x0, t), t) - x0‖₁ for t uniform on 1..T. Everything random in step k is folded from
-(seed, k) and, for an image, from its place in the step: a resumed run replays it exactly, on any
-number of devices.
+Loss: E ‖R(D(x0, t), t) - x0‖₁ for t uniform on 1..T. All keys of step k are folded from (seed, k)
+and, for an image, from its place in the step. A resumed run therefore repeats the same draws, on
+any number of devices.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics
 
 
 def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStep:
-    """`train_step(state, images, degrade) -> (state, metrics)`, jitted; `state` is donated.
+    """Return `train_step(state, images, degrade) -> (state, metrics)`, jitted; it donates `state`.
 
-    `images` is uint8 `[accumulation, batch_size, S, S, C]`, `degrade` that of the experiment.
-    The metrics are scalars: `loss`, the l1 on [-1, 1], `grad_norm`, and `param_norm` thereafter.
+    `images` is uint8 `[accumulation, batch_size, S, S, C]`; `degrade` is the experiment's.
+    The metrics are scalars: `loss` (l1 on [-1, 1]), `grad_norm`, and `param_norm` after the update.
     """
     config = experiment.config
 
@@ -60,7 +60,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         params, total = state.params, loss_and_grads(0, state.params)
         # Not lax.scan: XLA's CPU backend runs convolution gradients ten times slower inside a loop.
         for number in range(1, accumulation):
-            # One batch after the other: memory holds the activations of one at a time.
+            # The barrier runs one batch after the other, so memory holds one batch's activations.
             params, total = jax.lax.optimization_barrier((params, total))
             total = jax.tree.map(jnp.add, total, loss_and_grads(number, params))
         loss, grads = jax.tree.map(lambda x: x / accumulation, total)
@@ -77,16 +77,16 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
     state = state_shardings(experiment, mesh)
     return network_jit(
         train_step,
-        in_shardings=(state, split_axis(mesh, 1), None),  # degrade: wherever its tables lie
+        in_shardings=(state, split_axis(mesh, 1), None),  # None: degrade keeps its sharding
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )
 
 
 def _gathering(loss_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable:
-    """`loss_fn(params, ...)` of parameters that devices share: each is whole where it is used.
+    """Return `loss_fn(params, ...)` that gathers sharded parameters before it uses them.
 
-    The gradient gathers it again, so that no device keeps all of them in between.
+    The backward pass gathers them again, so that no device stores them all in between.
     """
 
     def gathered(params, *args):
