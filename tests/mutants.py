@@ -1,0 +1,381 @@
+"""Wrong versions of the code, each with the test that catches it.
+
+    python -m tests.mutants              # all of them, about ten minutes on two cores
+    python -m tests.mutants samplers.py  # those whose file or test has this word
+
+Each is one edit in a copy of this checkout. First all the tests named here must pass in the copy;
+then each edit alone must make its test fail.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+_FAILED = 1  # pytest's exit code for failed tests
+
+
+class Mutant(NamedTuple):
+    """An edit of colddiff/FILE, from `old`, which stands there once, to `new`."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+_PIL = "Image.Resampling.BILINEAR"
+MUTANTS = (
+    # The mathematics.
+    Mutant(
+        "sampling/samplers.py",
+        "return x - D(x0_hat, s) + D(x0_hat, s_next)",
+        "return D(x0_hat, s_next)",
+        "test_samplers.py::test_each_sampler_is_its_algorithm",
+    ),
+    Mutant(
+        "sampling/samplers.py",
+        "        return x - D(x0_hat, s) + D(x0_hat, s_next)",
+        "        return x - D(x0_hat, s_next) + D(x0_hat, s)",
+        "test_samplers.py::test_a_perfect_restorer_gives_x0",
+    ),
+    Mutant(
+        "sampling/samplers.py",
+        "    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, _EPSILON)\n",
+        "",
+        "test_samplers.py::test_epsilon_is_independent_of_what_a_degradation_draws",
+    ),
+    Mutant(
+        "sampling/samplers.py",
+        "rest = jnp.sqrt(jnp.maximum(b_next**2 - sigma**2, 0))",
+        "rest = b_next",
+        "test_samplers.py::test_the_whole_family_keeps_the_marginals",
+    ),
+    Mutant(
+        "sampling/samplers.py",
+        "return np.round(np.linspace(T, 0, steps + 1)).astype(np.int32)",
+        "return np.linspace(T, 0, steps + 1).astype(np.int32)",
+        "test_samplers.py::test_times_between",
+    ),
+    Mutant(
+        "sampling/priors.py",
+        "jax.random.split(jax.random.fold_in(key, _OWN), 3)",
+        "jax.random.split(key, 3)",
+        "test_priors.py::test_what_a_prior_draws_is_independent_of_what_a_degradation_draws",
+    ),
+    Mutant(
+        "degradations/separable.py",
+        "    return jnp.where(t == 0, x0, xt)",
+        "    return xt",
+        "test_formulas.py::test_separable_maps_are_exact_at_zero_and_never_use_tf32",
+    ),
+    Mutant(
+        "degradations/blur.py",
+        "A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding) @ A[-1])",
+        "A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding))",
+        "test_formulas.py::test_blur_equals_sequential_convolutions",
+    ),
+    Mutant(
+        "degradations/pixelate.py",
+        "A.append(enlarge @ shrink(image_size, 2**t) @ A[-1])",
+        "A.append(enlarge @ shrink(image_size, 2**t))",
+        "test_formulas.py::test_pixelate_equals_sequential_steps",
+    ),
+    Mutant(
+        "degradations/mask.py",
+        "size, middle = image_size, (image_size - 1) // 2",
+        "size, middle = image_size, image_size // 2 - 1",
+        "test_formulas.py::test_the_hole_lies_where_it_is_said_to",
+    ),
+    Mutant(
+        "degradations/snow.py",
+        "(flakes + flakes[::-1, ::-1])",
+        "(flakes + flakes[::-1])",
+        "test_formulas.py::test_snow_equals_scipy",
+    ),
+    Mutant(
+        "degradations/schedules.py",
+        "alphas = [max(after / before, 1 - 0.999)",
+        "alphas = [max(after / before, 1 - 0.99)",
+        "test_formulas.py::test_noise_has_the_cosine_schedule",
+    ),
+    Mutant(
+        "degradations/compose.py",
+        "draw(jax.random.fold_in(key, i), shape) for i, draw",
+        "draw(key, shape) for i, draw",
+        "test_formulas.py::test_compose_applies_one_after_the_other",
+    ),
+    Mutant(
+        "degradations/patterns.py",
+        "    severities.check(t)\n",
+        "",
+        "test_formulas.py::test_arguments_that_cannot_be_meant_are_refused",
+    ),
+    Mutant(
+        "images.py",
+        "    if not largest <= _LARGEST:",
+        "    if largest > _LARGEST:",  # lets NaN through
+        "test_formulas.py::test_arguments_that_cannot_be_meant_are_refused",
+    ),
+    Mutant(
+        "evaluation/metrics.py",
+        "_C1, _C2 = 0.01**2, 0.03**2",
+        "_C1, _C2 = 0.01, 0.03",
+        "test_metrics.py::test_ssim_agrees_with_scikit_image",
+    ),
+    Mutant(
+        "networks/convnext_unet.py",
+        "    norm: bool = True\n",
+        "    norm: bool = False\n",
+        "test_networks.py::test_the_whole_network",
+    ),
+    # Training.
+    Mutant(
+        "training/examples.py",
+        "jax.random.bernoulli(flip_key)",
+        "jax.random.bernoulli(t_key)",
+        "test_train.py::test_no_two_draws_of_training_share_a_key",
+    ),
+    Mutant(
+        "training/examples.py",
+        "jax.random.randint(t_key, (), 1, experiment.T + 1)",
+        "jax.random.randint(t_key, (), 1, experiment.T)",
+        "test_train.py::test_examples_are_crops_and_mirrors_at_every_severity",
+    ),
+    Mutant(
+        "training/examples.py",
+        "degrade(x0, t, pattern_key)",
+        "degrade(x0, t, crop_key)",
+        "test_train.py::test_no_two_draws_of_training_share_a_key",
+    ),
+    Mutant(
+        "training/examples.py",
+        "        seed=config.seed,\n",
+        "        seed=0,\n",
+        "test_train.py::test_the_seed_decides_the_order_of_the_images",
+    ),
+    Mutant(
+        "training/examples.py",
+        "_LOOKED_AT = 64",
+        "_LOOKED_AT = 1",
+        "test_train.py::test_another_image_among_a_few_is_noticed",
+    ),
+    Mutant(
+        "training/step.py",
+        "jax.random.fold_in(dropout_key, number)",
+        "jax.random.fold_in(pattern_key, number)",
+        "test_train.py::test_every_step_draws_anew_and_dropout_acts",
+    ),
+    Mutant(
+        "training/step.py",
+        "jax.random.fold_in(jax.random.key(config.seed), state.step)",
+        "jax.random.key(config.seed)",
+        "test_train.py::test_every_step_draws_anew_and_dropout_acts",
+    ),
+    Mutant(
+        "training/step.py",
+        "image_keys(pattern_key, number * batch_size, batch_size)",
+        "image_keys(pattern_key, 0, batch_size)",
+        "test_train.py::test_one_batch_of_two_is_the_same_step_as_two_of_one",
+    ),
+    Mutant(
+        "experiment/build.py",
+        "optax.cosine_decay_schedule(train.learning_rate, train.num_steps)",
+        "optax.cosine_decay_schedule(train.learning_rate, 2 * train.num_steps)",
+        "test_train.py::test_the_learning_rate_follows_its_schedule",
+    ),
+    Mutant(
+        "experiment/state.py",
+        "rate = jnp.where(step < train.ema_start, 1.0, rate)",
+        "rate = jnp.where(step <= train.ema_start, 1.0, rate)",
+        "test_state.py::test_ema_is_the_paper_s",
+    ),
+    # What a run keeps.
+    Mutant(
+        "experiment/checkpoint.py",
+        '"data.image_size", "data.channels", "data.eight_bit")',
+        '"data.image_size", "data.channels")',
+        "test_train.py::test_what_the_images_and_the_model_are_may_not_change",
+    ),
+    Mutant(
+        "experiment/checkpoint.py",
+        '    "seed",\n    "data",\n',
+        '    "seed",\n',
+        "test_train.py::test_what_the_images_and_the_model_are_may_not_change",
+    ),
+    Mutant(
+        "experiment/checkpoint.py",
+        '    _BATCH,\n    "train.optimizer",\n',
+        '    "train.optimizer",\n',
+        "test_train.py::test_what_may_change_when_a_run_goes_on",
+    ),
+    Mutant(
+        "experiment/checkpoint.py",
+        'score.endswith(("/ssim", "/psnr"))',
+        'score.endswith("/ssim")',
+        "test_train.py::test_the_best_checkpoint_has_the_highest_ssim_or_psnr_or_the_lowest_error",
+    ),
+    Mutant(
+        "experiment/checkpoint.py",
+        "        if damaged := [name for name, n in sums.items()",
+        "        if damaged := [name for name, n in list(sums.items())[:0]",
+        "test_faults.py::test_a_flipped_bit_is_damage",
+    ),
+    Mutant(
+        "experiment/user_code.py",
+        'is_docstring or getattr(node, "name", "") == "get_config"',
+        'is_docstring or getattr(node, "name", "") != "get_config"',
+        "test_user_code.py::test_the_source_is_the_file_and_what_it_imports_from_beside",
+    ),
+    Mutant(
+        "inference/run.py",
+        'images != "null" and _fitted_to(path) not in (images, "")',
+        "False",
+        "test_faults.py::test_a_prior_of_other_images_is_fitted_anew",
+    ),
+    Mutant(
+        "inference/run.py",
+        "size=size, components=components, seed=config.seed)",
+        "size=size, components=components, seed=0)",
+        "test_inference.py::test_the_seed_decides_where_the_fit_of_the_prior_begins",
+    ),
+    Mutant(
+        "inference/run.py",
+        "    return chunk * count + remainders\n",
+        "    return np.arange(len(seeds))\n",
+        "test_generate.py::test_a_seed_has_one_place_in_every_chunk",
+    ),
+    Mutant(
+        "inference/generate.py",
+        '        "chunk": run.config.eval.chunk,\n',
+        "",
+        "test_generate.py::test_images_of_another_mixture_or_chunk_are_never_mixed",
+    ),
+    # Data and scores.
+    Mutant(
+        "data/sources.py",
+        "formats=_FORMATS), order=order",
+        "formats=_FORMATS), order=None",
+        "test_data.py::test_subsets_of_a_class_per_folder_hold_all_classes",
+    ),
+    Mutant(
+        "data/sources.py",
+        "os.walk(top, followlinks=True, onerror=refuse)",
+        "os.walk(top, onerror=refuse)",
+        "test_data.py::test_linked_folders_are_read_once_and_loops_end",
+    ),
+    Mutant(
+        "data/sources.py",
+        "    if image.has_transparency_data:\n",
+        "    if False:\n",
+        "test_data.py::test_transparent_pixels_show_the_background",
+    ),
+    Mutant(
+        "data/sources.py",
+        "            if file_system_failed(error):\n",
+        "            if False:\n",
+        "test_data.py::test_the_disk_failing_is_not_an_unreadable_image",
+    ),
+    Mutant(
+        "data/sources.py",
+        "- {last} | {first}",
+        "| {first}",
+        "test_data.py::test_neither_split_of_a_folder_is_ever_empty",
+    ),
+    Mutant(
+        "data/sources.py",
+        _PIL,
+        "Image.Resampling.BICUBIC",
+        "test_data.py::test_the_middle_square_is_resized_by_a_triangle_filter",
+    ),
+    Mutant(
+        "evaluation/evaluate.py",
+        "image_keys(jax.random.key(config.seed), first, batch_size)",
+        "image_keys(jax.random.key(config.seed), 0, batch_size)",
+        "test_evaluate.py::test_every_image_has_a_pattern_of_its_own_number",
+    ),
+    Mutant(
+        "evaluation/evaluate.py",
+        "np.concatenate(restored)[truth.order]",
+        "np.concatenate(restored)",
+        "test_evaluate.py::test_subsets_of_a_class_per_folder_score_as_the_whole_does",
+    ),
+    Mutant(
+        "evaluation/features.py",
+        '        "pixels": hashlib.sha256(images).hexdigest(),\n',
+        "",
+        "test_features.py::test_statistics_are_of_the_pixels_that_are_there",
+    ),
+    Mutant(
+        "evaluation/features.py",
+        "first.append(values[: _KEPT - done])",
+        "first.append(values)",
+        "test_features.py::test_only_the_first_features_are_kept",
+    ),
+    # Machines.
+    Mutant(
+        "runtime/devices.py",
+        "sorted(jax.devices(), key=lambda d: (d.process_index, d.id))",
+        "jax.devices()",
+        "test_devices.py::test_a_host_s_devices_lie_together",
+    ),
+    Mutant(
+        "runtime/files.py",
+        "            os.fsync(file.fileno())\n",
+        "",
+        "test_files.py::test_a_file_is_on_the_disk_before_it_has_its_name",
+    ),
+    Mutant(
+        "runtime/lock.py",
+        '            return None, other or "another process"\n',
+        '            return None, ""\n',
+        "test_faults.py::test_a_workdir_is_one_process_s",
+    ),
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Print a line for each mutant; return how many of them no test caught."""
+    chosen = [m for m in MUTANTS if not words or any(w in m.file + m.test for w in words)]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in tracked.split("\0")[:-1]:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+        if _pytest(copy, *dict.fromkeys(m.test for m in chosen)):
+            print("not all tests pass without an edit")
+            return len(chosen)
+        survivors = 0
+        for number, mutant in enumerate(chosen, 1):
+            path = copy / "colddiff" / mutant.file
+            source = path.read_text()
+            if source.count(mutant.old) != 1:
+                raise ValueError(f"{mutant.file} must have once: {mutant.old}")
+            path.write_text(source.replace(mutant.old, mutant.new))
+            caught = _pytest(copy, mutant.test) == _FAILED
+            path.write_text(source)
+            survivors += not caught
+            verdict = "caught" if caught else "SURVIVED"
+            print(f"{number}/{len(chosen)} {verdict}: {mutant.file}: {mutant.new.strip()!r}")
+    print(f"{len(chosen) - survivors} of {len(chosen)} caught")
+    return survivors
+
+
+def _pytest(folder: Path, *tests: str) -> int:
+    """Return pytest's exit code for tests of the checkout in `folder`."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *(f"tests/{test}" for test in tests)]
+    return subprocess.run(
+        command, cwd=folder, env=cache | os.environ, capture_output=True, check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
