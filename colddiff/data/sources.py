@@ -135,7 +135,10 @@ def load_split(
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
-    """Return a split's number of files and a hash of their names, and of sizes for a folder."""
+    """Return a split's number of files and a hash of their names.
+
+    For a `folder:` source the hash covers the files' sizes too.
+    """
     records = _records(source, split, channels, 0)
     digest = hashlib.sha256("\n".join(records.names).encode())
     if source.startswith("folder:"):
@@ -220,7 +223,7 @@ class _LazyImages:
         raise self._nothing()
 
     def decode_all(self) -> Split:
-        """Return the readable images, at most as many as were chosen."""
+        """Decode images in the order of subsets, leaving out damaged ones, up to the limit."""
         records = self._records
         images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
         places, labels = [], []

@@ -100,7 +100,10 @@ def _draw(
 def _apply(
     G: jax.Array, image_size: ImageSize, x0: jax.Array, t: jax.Array, pattern: MaskPattern
 ) -> jax.Array:
-    """Return `G_t x0 + (1 - G_t) c`; the pattern's corner is where the crop of `G[t]` begins."""
+    """Return `G_t x0 + (1 - G_t) c`, where G_t is a crop of the larger `G[t]`.
+
+    The crop begins at `pattern.corner`.
+    """
     image_size.check(x0)
     n = image_size.pixels
     if pattern.color.ndim and pattern.color.shape != x0.shape[-1:]:

@@ -36,8 +36,8 @@ def from_pattern(draw: Draw, apply: Apply) -> Partial:
 def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
     """Return `(draw, apply)` of a degradation, to reuse a pattern or to apply a known one.
 
-    The pattern of a degradation that `from_pattern` did not make is its key. `apply` checks no
-    arguments (`checked`).
+    For a degradation that `from_pattern` did not make, the pattern is the key. `apply` does not
+    check its arguments, even if the degradation is `checked`.
     """
     if isinstance(degrade, Partial) and degrade.func is _check_and_degrade:
         degrade = degrade.args[1]

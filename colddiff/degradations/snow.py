@@ -49,9 +49,9 @@ def snow(
     Args:
       image_size: H = W, in pixels.
       num_steps: T.
-      threshold: (c0 at t = 1, at T): values of the random field N(.55, .3²) of at least c0 are
-        snow.
-      motion_std: (c1 at t = 1, at T): σ of the motion blur in pixels.
+      threshold: the pair (c0 at t = 1, c0 at T). There is snow where the random field
+        N(.55, .3²) is at least c0.
+      motion_std: the pair (c1 at t = 1, c1 at T), σ of the motion blur in pixels.
 
     Raises:
       UserError: a setting is invalid.

@@ -186,7 +186,10 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> Es
 def _kernel_sums(
     x: np.ndarray, y: np.ndarray, x_ends: np.ndarray, y_ends: np.ndarray
 ) -> np.ndarray:
-    """Return the kernel's sum for each group of x with each of y, one block at a time."""
+    """Return the sum of k(a, b) over a in a group of x and b in a group of y, for all pairs.
+
+    A block of the kernel matrix is computed at a time, to bound the memory.
+    """
     sums = np.empty((len(x_ends) - 1, len(y_ends) - 1))
     for g, h in np.ndindex(*sums.shape):
         a, b = x[x_ends[g] : x_ends[g + 1]], y[y_ends[h] : y_ends[h + 1]]

@@ -171,7 +171,9 @@ def save(
     config: ConfigDict,
     scores: dict[str, float] | None = None,
 ) -> None:
-    """Start to save `state` and its scores; return as soon as the devices may change it.
+    """Save `state` and its scores in the background.
+
+    It returns once the state is copied, so the next step can overwrite its buffers.
 
     Raises:
       UserError: this checkpoint or the one before cannot be written. Earlier checkpoints stay.

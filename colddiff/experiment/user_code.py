@@ -45,10 +45,10 @@ def load_function(name: str) -> Callable[..., Any]:
 def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
     """Return SHA-256 hashes of the source of the user's own functions in a degradation.
 
-    Functions in its parts are included. The keys are paths relative to the folder of FILE.py: the
-    file itself, and the files that it imports from that folder. A module's docstring, comments
-    between its functions and `get_config` do not count, because they do not change the function's
-    results. The result is {} if no function is the user's own.
+    Functions in the parts of a `compose` are included. The keys are paths relative to the folder of
+    FILE.py: the file itself, and the files that it imports from that folder. A module's docstring,
+    its function `get_config` and comments between functions are left out, because they do not
+    change the results. The result is {} if no function is the user's own.
 
     Args:
       degradation: the config's `degradation`, after its functions were loaded.

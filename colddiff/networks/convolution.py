@@ -127,7 +127,11 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
 def _depthwise_kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel: jax.Array, padding: Padding
 ) -> jax.Array:
-    """Return the kernel gradient: the sum of rows of dy times the h rows of x, at w shifts."""
+    """Return the kernel gradient: entry (i, j) is the sum of dy times x moved by (i, j).
+
+    The loop is over rows of dy. Each row meets the h rows of x that its outputs depend on, at all w
+    horizontal offsets.
+    """
     h, w, _, C = kernel.shape
     x, dy = _grouped(_pad(x, padding)), _grouped(dy.astype(jnp.float32))
     G, B, H, W = dy.shape[:4]

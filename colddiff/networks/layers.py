@@ -136,7 +136,8 @@ class LayerNorm(nn.Module):
 def _of_doubled(kernel: jax.Array) -> jax.Array:
     """Return the 4×4 kernel whose transposed convolution is a 3×3 one on the doubled image.
 
-    Two neighbours in a doubled image are one pixel, so the kernel entries that see them add up.
+    Doubling repeats each pixel. Neighbours in the doubled image are copies of one input pixel, so
+    the entries of the 3×3 kernel that multiply these copies are added.
     """
     for axis in (0, 1):
         before, after = [(0, 0)] * 4, [(0, 0)] * 4

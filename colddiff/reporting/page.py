@@ -173,7 +173,7 @@ def _widths(sections: Sequence[Table | Picture | Walk]) -> set[int]:
 
 
 def _true_pixels(width: int) -> str:
-    """Return CSS that keeps pixels square where images of this width fit into the page.
+    """Return CSS that shows pixels with sharp edges where images of this width fit into the page.
 
     Images that are scaled down are smoothed instead, so that letters in them stay legible.
     """

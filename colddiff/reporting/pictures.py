@@ -1,4 +1,4 @@
-"""Pictures of images that are degraded and restored: grids, walks, galleries.
+"""Pictures of images that are degraded and restored: grids, sampler iterates, galleries.
 
 Plots of scores are in `plots`, pages in `page`.
 """
@@ -44,7 +44,7 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
     Args:
       run: the run that restores them.
       images: x0, uint8 `[B, H, W, C]`.
-      known: the walk of these images, if it is computed already.
+      known: the iterates of these images (`walk`), if they are computed already.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.

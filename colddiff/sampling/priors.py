@@ -45,8 +45,9 @@ def pattern(
 ) -> Partial:
     """Return the prior `D(0, T, key)`, for a degradation that leaves nothing of an image at T.
 
-    xT is Gaussian noise for `gaussian_noise` (section 5.1), a random colour for an inward
-    `gaussian_mask` that fades to one, and an image of the bank for `animorph` (section 5.3).
+    xT is Gaussian noise for `gaussian_noise` (section 5.1), a random colour for a `gaussian_mask`
+    that closes inward with `fade_to='random'`, and an image of the bank for `animorph` (section
+    5.3).
 
     Args:
       degrade: D.
@@ -145,7 +146,7 @@ def block_means(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def check_size(size: int, image_size: int) -> None:
-    """Refuse a size that a mixture over images of `image_size` pixels a side cannot have.
+    """Check that images of `image_size` pixels a side have `size` × `size` blocks.
 
     Raises:
       UserError: `size` does not divide `image_size`, or is not in 1..32.
