@@ -46,7 +46,7 @@ class Timing(NamedTuple):
       name: the part's name in the table.
       seconds: time of one call; lower quartile, median and upper quartile over the rounds.
       images: number of images in one call; 0 if it handles none.
-      flops: FLOPs of one call as the compiler counts them, a loop's body once; 0 if unknown.
+      flops: FLOPs of one call by the compiler, which counts a loop's body once; 0 if unknown.
       bytes: memory that the program needs on a device, with its arguments; 0 if unknown.
       compile_seconds: compile time, which a compilation cache shortens; 0 without a program.
     """

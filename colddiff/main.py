@@ -267,8 +267,8 @@ def run() -> None:
 def _leave_hosts(code: int) -> None:
     """Make this process exit in 30 seconds if there are other hosts.
 
-    They may not know of its error. JAX's exit waits for them while they wait for this host, and
-    after five minutes all abort.
+    The other hosts might be running without an error. JAX's exit waits for them while they wait for
+    this host, until all abort after five minutes.
     """
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
@@ -278,7 +278,7 @@ def _leave_hosts(code: int) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags; raise UserError for all that absl or the config file's reader refuses."""
+    """Parse the flags; raise UserError for invalid flags and errors in the config file."""
     try:
         rest = flags.FLAGS(argv)
         if _WORKDIR.value is None:

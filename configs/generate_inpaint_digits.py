@@ -7,7 +7,7 @@ not in the paper. It uses the network and training of configs/generate_noise_dig
 
 Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
 components is 5.3. It is 12.0 with perfect symmetry (--config.prior.noise_std=0.0), as in the paper,
-since xT then differs in one gray level only. That of the train split is 0.8.
+since two xT then differ in one gray level only. For the train split it is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ up to a pixel. Cost: 1,200 steps of 64 images take 6 minutes on two CPU cores, a
 images half a minute.
 
 Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
-components is 1.6 (ddim), 1.9 (ddpm) and 2.4 (tacos, fixed noise). That of the train split is 0.8.
+components is 1.6 (ddim), 1.9 (ddpm) and 2.4 (tacos, fixed noise). For the train split it is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -8,10 +8,10 @@ Data: MNIST as prepared by TFDS, without augmentation. Cost: 60,000 steps of 64 
 T, σ and 60,000 steps of 64 images are those of appendix A.2, which also accumulates 2 batches.
 Accumulation is 1 here, so that a step has as many images as in the released code (2 × 32; 700,000
 steps). The truncation to 8 bits is that of the released code, which does not augment either. The
-range of the hole's centre is chosen so that Degraded matches the paper.
+range of the hole's centre is chosen so that the scores of degraded images match the paper.
 
-Measured here: Degraded SSIM .490, RMSE .2625. The released code draws the hole's centre from
-(0, 32) instead, and begins at σ = 1.1.
+Measured here, degraded images: SSIM .490, RMSE .2625. The released code draws the hole's centre
+from (0, 32) instead, and begins at σ = 1.1.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The endless order in which training sees its images.
 
-It is a function of the seed and the step alone, so the step is the data position. The images come
+The order depends on the seed and the step alone, so the step is the data position. The images come
 from `colddiff.data.sources`.
 """
 

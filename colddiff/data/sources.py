@@ -408,17 +408,17 @@ def _folder(path: str, split: str) -> Records:
 
 
 def _share(name: Path) -> float:
-    """Return a number in [0, 1), from a hash of a file's path below its source."""
+    """Return a number in [0, 1): a hash of a file's path relative to the source's folder."""
     digest = hashlib.sha256(name.as_posix().encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def _own_splits(root: Path) -> dict[str, Path]:
-    """Return the folders of both splits if `root` has them by a usual name, else {}.
+    """Return the folders of both splits if `root` has them under usual names, else {}.
 
     Raises:
-      UserError: only one split has a folder, and there are others of unknown purpose; or the names
-        of two folders of a split differ only in case.
+      UserError: only one split has a folder, and there are other folders of unknown purpose; or the
+        names of two folders for the same split differ only in case.
     """
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     found = {}

@@ -10,8 +10,8 @@ traced arguments, never constants of the compiled program. `DEGRADATIONS` names 
 the configs. Callers batch with `jax.vmap`. A random degradation is two functions in a row, which
 `split` returns: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
 
-A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T. Values are
-checked where they are known: not within `jit`, and under `vmap` only an unmapped t (`checked`).
+A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T. Values
+cannot be checked within `jit`. Under `vmap` only an unmapped t is checked (`checked`).
 
 If x0 is in [-1, 1], so is xt, except for bicubic pixelation and the blends.
 """

@@ -21,9 +21,9 @@ _ALPHA_BARS = {"cosine": cosine_alpha_bar}
 
 @checks_input
 def gaussian_noise(*, num_steps: int, schedule: str = "cosine") -> Partial:
-    """Return `D(x0, t, key)`, which blends x0 with the key's noise z ~ N(0, I).
+    """Return `D(x0, t, key)`, which blends x0 with noise z ~ N(0, I) drawn from the key.
 
-    xt may leave [-1, 1].
+    xt can lie outside [-1, 1].
 
     Args:
       num_steps: T.

@@ -66,7 +66,7 @@ def gaussian_kernel(size: int, sigma: float) -> np.ndarray:
 
 
 def _blur_matrix(n: int, kernel: np.ndarray, padding: str) -> np.ndarray:
-    """Return the matrix `[n, n]` that convolves n pixels, their borders padded, with `kernel`."""
+    """Return the matrix `[n, n]` that pads n pixels and convolves them with `kernel`."""
     source = np.pad(np.arange(n), len(kernel) // 2, mode=_NUMPY_PADDING[padding])
     matrix = np.zeros((n, n))
     for tap, weight in enumerate(kernel):

@@ -24,7 +24,7 @@ class MaskPattern(NamedTuple):
     """The hole of one image.
 
     Attributes:
-      corner: int32 `[2]`, first row and column of the image's crop of the mask; a random hole is
+      corner: int32 `[2]`, first row and column of the crop from the larger mask; a random hole is
         centred at `image_size - 1 - corner`.
       color: `[C]` or scalar, the colour of the hole, in [-1, 1].
     """
@@ -56,7 +56,7 @@ def gaussian_mask(
         numbers match (1, n - 1); its released code draws from (0, n).
       fade_to: colour of the hole: a number (gray 0 in the paper), one number for each channel, or
         'random', one colour for each image with every channel uniform on [-.5, .5].
-      inward: close from the edges to the centre instead. For t in 1..T, G_t is then 1 minus the
+      inward: let the hole grow from the edges to the centre. For t in 1..T, G_t is then 1 minus the
         product of the first T - t masks, so that nothing is left at T.
 
     Raises:

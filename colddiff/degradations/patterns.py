@@ -24,7 +24,7 @@ Apply = Callable[[jax.Array, jax.Array, Pattern], jax.Array]
 def from_pattern(draw: Draw, apply: Apply) -> Partial:
     """Return `D(x0, t, key) = apply(x0, t, draw(key, x0.shape))`.
 
-    Both functions should be Partials of their tables, as a degradation is.
+    Both functions should be `jax.tree_util.Partial`s that hold their tables as arguments.
 
     Args:
       draw: `(key, shape) -> pattern` for one image of `shape` (H, W, C).
@@ -49,7 +49,7 @@ def split(degrade: Callable[..., jax.Array]) -> tuple[Draw, Apply]:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Severities:
-    """T as static data of a Partial, where `jit` would trace a plain number."""
+    """T as a static argument of a Partial; `jit` would trace a plain number."""
 
     T: int
 
@@ -63,8 +63,8 @@ class _Severities:
 def checked(degrade: Callable[..., jax.Array], num_steps: int) -> Partial:
     """Return D that refuses images that are not floats around [-1, 1], and t outside 0..T.
 
-    Values are unknown within `jit` and `vmap`: only the images' dtype is checked there and, under
-    `vmap`, an unmapped t. A traced t outside 0..T silently gives another severity.
+    Values cannot be checked within `jit` and `vmap`: only the images' dtype is checked there and,
+    under `vmap`, an unmapped t. A traced t outside 0..T silently gives another severity.
 
     Args:
       degrade: D; a checked one is returned unchanged.

@@ -25,7 +25,7 @@ def pixelate(*, image_size: int, num_steps: int, method: str = "area") -> Partia
       num_steps: T; at T there are `image_size / 2ᵀ` blocks a side.
       method: how a step shrinks. 'area' takes the mean of each block. 'bicubic' is PyTorch's: four
         taps around the block's middle (a = -0.75), no antialiasing, borders repeated. Bicubic
-        sharpens, so xt may leave [-1, 1], to at most 1.9.
+        sharpens, so |xt| can exceed 1, up to 1.9.
 
     Raises:
       UserError: a setting is invalid.

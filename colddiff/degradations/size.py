@@ -10,7 +10,7 @@ from colddiff.runtime.errors import UserError
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class ImageSize:
-    """H = W in pixels as static data of a Partial, where `jit` would trace a plain number."""
+    """H = W in pixels, as a static argument of a Partial; `jit` would trace a plain number."""
 
     pixels: int
 

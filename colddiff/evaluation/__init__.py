@@ -1,4 +1,5 @@
 """Scores of restored and generated images, and the feature spaces that distances are measured in.
 
-May import `inference` and the packages below it. Tables, plots and pictures live in `reporting`.
+Allowed imports: `inference` and the layers below it (`pyproject.toml`). Tables, plots and pictures
+are made in `reporting`.
 """

@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
     Attributes:
       epochs: passes over the images.
-      max_steps: largest number of steps, whatever `epochs` asks for.
+      max_steps: largest number of steps, even if `epochs` would need more.
       batch_size: images per step.
       learning_rate: Adam's peak rate; it rises linearly over a tenth of the steps, then falls to 0
         as a cosine.
@@ -188,7 +188,7 @@ def train(
 
 
 class _Network(nn.Module):
-    """3×3 convolutions that halve the image down to 4×4 pixels, their mean, and two dense layers.
+    """3×3 convolutions that halve the image down to 4×4, a mean over pixels, two dense layers.
 
     The network takes any size and number of channels. The last two halvings, to 64 and 128
     channels, each have a second convolution. Earlier halvings have one convolution to 32 channels,

@@ -54,7 +54,7 @@ class SetRow(NamedTuple):
 
     Attributes:
       gaps: one for each of the config's feature spaces.
-      pairwise: mean RMSE between two images, over the pairs of up to 512 images on [0, 1].
+      pairwise: mean RMSE between two images on [0, 1], over all pairs of up to 512 images.
     """
 
     title: str
@@ -147,7 +147,8 @@ def _row(
 ) -> SetRow:
     """Return the measures of a set.
 
-    `own` holds the set's feature statistics in each space; `truth` those of the data's splits.
+    `own` holds the set's feature statistics in each space; `truth` holds, in each space, the
+    feature statistics of the data's splits.
     """
     gaps = []
     for space, found, splits in zip(spaces, own, truth, strict=True):

@@ -53,7 +53,7 @@ class Distance(NamedTuple):
     Attributes:
       space: a name of `colddiff.evaluation.features.SPACES`.
       features: the space's full name, shown beside the numbers.
-      frechet: Fréchet distance; FID is this in the space 'inception-2015-12-05'.
+      frechet: Fréchet distance; in the space 'inception-2015-12-05' it is called FID.
       kernel: kernel distance (KID) with its standard error; None for fewer than 4 images.
       frechet_at: Fréchet distance of a subset of n restored images, by n.
     """
@@ -164,7 +164,7 @@ def ways_of(
 def check_ways(
     config: ConfigDict, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
 ) -> None:
-    """Refuse, before training and without decoding images, settings that `evaluate` refuses.
+    """Refuse settings that `evaluate` would refuse, before training and without decoding images.
 
     Raises:
       UserError: as for `ways_of`; or a feature space does not exist, or the test split is too small
@@ -323,5 +323,5 @@ def _score_batch(
 
 
 def _keep_degraded(restore, degrade, params, xT, keys, times, iterates_at=None):
-    """Return xT itself, as the sampler of the Degraded row."""
+    """Return xT unchanged; this is the sampler of the row 'degraded'."""
     return xT

@@ -175,7 +175,7 @@ class _BlockB(nn.Module):
 
 
 class _BlockC(nn.Module):
-    """Four branches: 1×1, one and two 7×7 (each split into 1×7 and 7×1), and an average pool."""
+    """Four branches: 1×1, one 7×7, two 7×7, and an average pool; 7×7 is split into 1×7 and 7×1."""
 
     width: int  # channels of the inner convolutions
 
@@ -250,7 +250,7 @@ def _conv(
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """Average the 3×3 pixels around each pixel, without those outside the image."""
+    """Average the 3×3 window around each pixel, leaving out pixels outside the image."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
@@ -272,8 +272,8 @@ def _prepare(images: jax.Array) -> jax.Array:
 def _resize_matrix(n: int) -> np.ndarray:
     """Return the matrix that resizes n pixels to 299, float32 `[299, n]`.
 
-    Row i mixes the two pixels nearest to the centre of pixel i, even if n is large (no
-    antialiasing). This is PyTorch's bilinear mode with align_corners=False.
+    Row i mixes the two input pixels nearest to the centre of output pixel i, even if n is
+    large (no antialiasing). This is PyTorch's bilinear mode with align_corners=False.
     """
     place = np.maximum((np.arange(_SIDE) + 0.5) * n / _SIDE - 0.5, 0)
     below = np.minimum(place.astype(int), n - 1)

@@ -1,7 +1,7 @@
 """Distances between images, and between sets of images.
 
-Images are on [0, 1], not clamped; `x, y` are float32 `[B, H, W, C]`. RMSE and PSNR of a set come
-from its mean squared error, which is not the mean of per-image RMSEs or PSNRs. Sets are compared by
+Images are on [0, 1], not clamped; `x, y` are float32 `[B, H, W, C]`. RMSE and PSNR of a set are
+computed from the mean squared error of the set, not averaged over images. Sets are compared by
 features, `[N, D]`. Callers choose the images and the features.
 """
 
@@ -115,8 +115,8 @@ def frechet_distance(x: Gaussian, y: Gaussian) -> float:
 
     It is `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x^½ Σ_y Σ_x^½)^½)`. Roots come from symmetric
     eigenvalues, so singular covariances give no complex numbers. The trace of the last root is the
-    sum of the singular values of `Σ_x^½ Σ_y^½`. Roots of the product's eigenvalues would amplify
-    their rounding from 1e-16 to 1e-8 each.
+    sum of the singular values of `Σ_x^½ Σ_y^½`. Taking roots of the eigenvalues of
+    `Σ_x Σ_y` would amplify each rounding error from 1e-16 to 1e-8.
     """
     cross = np.sum(np.linalg.svd(_root(x.covariance) @ _root(y.covariance), compute_uv=False))
     traces = np.trace(x.covariance) + np.trace(y.covariance)
@@ -143,7 +143,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> Es
 
     The estimate is unbiased and may be below 0. It uses all pairs, where Bińkowski et al. 2018
     average over random subsets. The error is a jackknife estimate over 20 groups of images; for
-    equal sets it is up to √2 too large.
+    equal sets the error is up to √2 times too large.
 
     Args:
       x: features `[M, D]`.

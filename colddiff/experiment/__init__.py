@@ -1,4 +1,4 @@
 """The Experiment that a config describes, its training state, and its checkpoints.
 
-It may import `data` and the packages below it. Only this package imports orbax.
+Allowed imports: `data` and the layers below it (`pyproject.toml`). Only this package imports orbax.
 """

@@ -59,7 +59,7 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
       workdir: the run's folder.
       keep: the number of last checkpoints to keep. None opens for reading: nothing is created or
         deleted, and no host waits for another.
-      best: a score; the best checkpoint by this score is kept as well, and is `best_step()`.
+      best: a score. The best checkpoint by this score is kept too; `best_step()` is its step.
 
     Raises:
       UserError: a checkpoint could not be written; or `keep` or `best` is given, and some scores
@@ -97,7 +97,7 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
 
 
 def _damaged_scores(workdir: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each folder of a checkpoint's scores that orbax cannot read, with the reason."""
+    """Yield (folder of the scores, reason) for each checkpoint whose scores cannot be read."""
     for path in sorted(workdir.glob("checkpoints/*/metrics/metrics")):
         if path.parent.parent.name.isdecimal():
             try:
@@ -353,7 +353,7 @@ def _restore(manager: Manager, step: int, items: ocp.args.Composite) -> Any:
 def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
     """Refuse a config that differs from the saved one in `fields`; log other differences.
 
-    With `SAME_RUN` these are logged as warnings.
+    With `SAME_RUN` the other differences are logged as warnings.
 
     Args:
       fields: names of fields or sections, such as `SAME_RUN`.
@@ -389,7 +389,7 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
 
 
 def _same_function(old: Any, new: Any) -> bool:
-    """Return whether both are FILE.py:FUNCTION with the same names, in any folder."""
+    """Return whether both are FILE.py:FUNCTION with the same file name and function name."""
     return ":" in str(old) and Path(str(old)).name == Path(str(new)).name
 
 
@@ -439,7 +439,7 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def _fields(config: ConfigDict) -> dict[str, Any]:
-    """Return the config's fields by their full names, with the images per step as one more."""
+    """Return the config's fields by full name, and the number of images per step."""
     fields = _ADDED | _flat(config_json(config))
     return fields | {_BATCH: config.train.batch_size * config.train.accumulation}
 

@@ -99,9 +99,9 @@ def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
 
 
 def check_degradation(name: str, degrade: Degrade, shape: tuple[int, int, int]) -> None:
-    """Refuse a degradation that fails, or does not return an image like x0.
+    """Refuse a degradation that fails, or does not return a float32 image of x0's shape.
 
-    A user's own degradation must also return x0 itself at t = 0.
+    A user's own degradation must also return x0, to the bit, at t = 0.
 
     Args:
       name: the degradation's name in the config.

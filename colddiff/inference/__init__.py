@@ -1,4 +1,5 @@
 """Inference with a trained run: restore images from xT, or generate one image for each seed.
 
-May import `experiment` and the packages below it. `evaluation` scores the images.
+Allowed imports: `experiment` and the layers below it (`pyproject.toml`). `evaluation` scores the
+images.
 """

@@ -38,7 +38,7 @@ _MOST_SEEDS = 10_000_000  # per command
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a text such as '0-9999' or '3,7,20-29', ends included, in its order.
+    """Return the seeds listed in a text like '3,7,20-29', in order; ranges include both ends.
 
     Raises:
       UserError: the text is not such a list, repeats a seed, or has too many or too large seeds.
@@ -70,7 +70,7 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
     """Write the missing images of `seeds` to `folder`, then the grid and the GIF.
 
     Raises:
-      UserError: the folder holds images of other settings, the run has no prior, a seed is
+      UserError: the folder holds images made with other settings, the run has no prior, a seed is
         repeated, or an image is not finite.
     """
     _check_unique(seeds)
@@ -151,7 +151,7 @@ def _digest(tree: Any) -> str:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings to the folder, or refuse a folder of images of other settings."""
+    """Write the settings to the folder; refuse a folder whose images have other settings."""
     path = folder / "settings.json"
     found = read_json(path)
     if found is not None:

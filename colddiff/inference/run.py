@@ -57,7 +57,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 class Restoration(NamedTuple):
-    """Everything that restoring takes, except the images; a pytree, for `jit`.
+    """Everything that restoring needs, except the images; a pytree, for `jit`.
 
     Attributes:
       sampler: a sampler of `sampling.samplers`, with its own arguments.
@@ -219,7 +219,7 @@ class Run:
 
         Sampling from a near-constant xT amplifies rounding, which depends on the batch size and, on
         some processors, on an image's place in the batch. So each device always takes
-        `config.eval.chunk` images, and a seed has the same place in every chunk (`_places`).
+        `config.eval.chunk` images, and a seed always has the same index in its chunk (`_places`).
 
         Args:
           params: as for `sample`.
@@ -262,7 +262,7 @@ class Run:
         return _taken(parts, places)
 
     def restoration(self, params: Any, sampler: str | Sampler | None = None) -> Restoration:
-        """Return the restoration with a sampler, the config's if None.
+        """Return the `Restoration` with this sampler; None takes the config's.
 
         Raises:
           UserError: there is no such sampler, or it does not support the degradation.
@@ -305,8 +305,8 @@ def _check_marks(sampler: Sampler, times: np.ndarray, marks: np.ndarray | None) 
 def _places(seeds: np.ndarray, count: int) -> np.ndarray:
     """Return each seed's index in concatenated chunks of `count` images, int `[B]`.
 
-    The index within the chunk is `seed % count`. The k-th seed of one remainder goes to chunk k, so
-    contiguous seeds fill their chunks.
+    The index within the chunk is `seed % count`. Seeds with the same remainder go to chunks 0, 1,
+    2, ... in turn, so contiguous seeds fill their chunks.
     """
     remainders = seeds.astype(np.int64) % count
     order = np.argsort(remainders, kind="stable")
@@ -399,7 +399,8 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
     """Return the prior that the experiment's config names; None for 'none'.
 
     A mixture is fitted to the training split on first use and stored in `workdir/prior`. Its file
-    records the images, as `workdir/data.json` does. If the two differ, the mixture is fitted again.
+    records the fingerprint of these images. If `workdir/data.json` holds another fingerprint, the
+    mixture is fitted again.
 
     Raises:
       UserError: the training split or the stored mixture cannot be read, or the mixture has another
@@ -436,7 +437,7 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
 
 
 def _fitted_to(path: Path) -> str:
-    """Return the images that a prior's file records; "" if it records none or cannot be read."""
+    """Return the fingerprint in a prior's file; "" if there is none or it cannot be read."""
     try:
         with np.load(path) as arrays:
             return str(arrays["images"])

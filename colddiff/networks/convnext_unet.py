@@ -29,7 +29,7 @@ class ConvNeXtUNet(nn.Module):
       width: features at the first level.
       multipliers: features of each level in units of `width`; each level is half as large as the
         one before.
-      time_embedding: whether the network sees t.
+      time_embedding: whether t is an input of the network.
       residual: whether the layers predict x0 - xt instead of x0.
       dtype: dtype of the computation; parameters are float32.
     """
@@ -104,7 +104,7 @@ class _Block(nn.Module):
 
 
 class _LinearAttention(nn.Module):
-    """x + attention(LayerNorm(x)), with a softmax of k over pixels; the cost is linear in them."""
+    """x + attention(LayerNorm(x)), with a softmax of k over pixels; cost linear in H W."""
 
     dtype: jnp.dtype = jnp.float32
 

@@ -149,8 +149,8 @@ def _of_doubled(kernel: jax.Array) -> jax.Array:
 def init_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
     """Return the initial parameters of a module for inputs of these shapes; to be jitted.
 
-    Kernels are uniform on ±1/√fan_in, as in the paper's PyTorch networks. Their modules initialise
-    all other parameters: biases are 0, scales 1.
+    Kernels are uniform on ±1/√fan_in, as in the paper's PyTorch networks. Biases are 0 and
+    scales 1, as the modules initialise them.
     """
     params = model.init(key, *inputs)["params"]
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)

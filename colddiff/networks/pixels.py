@@ -1,4 +1,4 @@
-"""Sums over the pixels of images, and vectors spread over them: each is the other's gradient.
+"""Sum over pixels, and repetition of a vector at every pixel: each is the other's gradient.
 
 Images are `[B, N, C]` with N pixels. On the CPU a sum is a matrix product with ones, about ten
 times as fast as XLA's reductions there; elsewhere it is a reduction. Sums are in float32.

@@ -1,4 +1,4 @@
 """Scores as tables, plots and pages; restored images as pictures.
 
-This package may import `evaluation` and the packages below it. It measures nothing.
+Allowed imports: `evaluation` and the layers below it (`pyproject.toml`). It measures nothing.
 """

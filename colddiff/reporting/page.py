@@ -1,6 +1,6 @@
-"""One self-contained HTML page of tables, pictures and walks from xT to x0.
+"""One self-contained HTML page of tables, pictures and animations from xT to x0.
 
-It opens without a network. Without JavaScript a walk shows its last frame. Callers decide what the
+It opens offline. Without JavaScript an animation shows its last frame. Callers decide what the
 values mean and where the page is written.
 """
 
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A walk from xT to x0: frame i, uint8 `[H, W, 3]`, at severity `times[i]`, from T to 0."""
+    """An animation from xT to x0: frame i, uint8 `[H, W, 3]`, shows severity `times[i]`."""
 
     title: str
     times: Sequence[int]
@@ -49,8 +49,8 @@ def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: 
 
     Raises:
       UserError: a section has an unknown type; an array is not uint8 `[H, W, 3]`; a row has too few
-        or too many cells; or a walk's frames differ in shape, or its times do not decrease, one for
-        each frame.
+        or too many cells; or a `Walk` has frames of different shapes, times that do not decrease,
+        or not one time for each frame.
     """
     body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     style = _STYLE + "".join(_true_pixels(width) for width in sorted(_widths(sections)))

@@ -26,7 +26,7 @@ class Walk(NamedTuple):
 
 
 def walk(run: Run, images: np.ndarray, count: int) -> Walk:
-    """Return the walk of the config's sampler from xT of `images` to x0.
+    """Return the iterates of the config's sampler from xT of `images` to x0.
 
     Args:
       run: the run that restores them.

@@ -51,7 +51,7 @@ def headline(report: Report) -> str:
 def table(reports: Mapping[str, Report]) -> page.Table:
     """Return one table of several reports by title, in the paper's layout, with the paper's scores.
 
-    Rows begin with the title of their run if there are several.
+    With several reports, each row begins with the title of its report.
     """
     spaces = list(
         dict.fromkeys(d.features for r in reports.values() for row in r.rows for d in row.distances)

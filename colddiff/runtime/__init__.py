@@ -1,4 +1,4 @@
 """Infrastructure: devices and hosts, files, errors, progress, signals, the compiler.
 
-It may import nothing else of colddiff, and knows nothing of images or diffusion.
+Allowed imports: nothing else of colddiff. Nothing here is specific to diffusion.
 """

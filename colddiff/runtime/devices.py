@@ -33,7 +33,7 @@ def join_hosts(
       host: the index of this process, from 0.
 
     Raises:
-      UserError: the other hosts do not answer, or the environment does not say where they are.
+      UserError: the other hosts do not answer, or the environment does not give their addresses.
     """
     # JAX's preemption service would catch SIGTERM, which `colddiff.runtime.stop` handles.
     jax.config.update("jax_enable_preemption_service", False)
@@ -132,8 +132,8 @@ def split_axis(mesh: Mesh, axis: int) -> NamedSharding:
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
     """Return, for each array of a state, its sharding over the 'fsdp' devices.
 
-    It splits the largest of the axes that the number of these devices divides. An array without
-    such an axis is replicated.
+    The split axis is the largest whose length is divisible by the number of these devices. An array
+    without such an axis is replicated.
     """
     count = mesh.shape["fsdp"]
 

@@ -50,8 +50,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 def file_system_failed(error: BaseException) -> bool:
     """Return whether a disk or network failed, as opposed to a damaged file.
 
-    The errno decides: that of an OSError, or the one in the text of an orbax error. An error
-    without one is judged by its cause. A missing file is no such failure.
+    The errno decides. It is read from an OSError, or from the text of an orbax error. If an error
+    has no errno, its cause is checked instead. A missing file does not count as a failure.
     """
     number = getattr(error, "errno", None)
     if number is None and (code := re.search(r"os_error_code='(\d+)'", str(error))):

@@ -84,7 +84,7 @@ class Meter:
         return self._waited / max(time.monotonic() - self._noted[0], 1e-9)
 
     def _status(self, since: tuple[float, int]) -> str:
-        """Return steps done, speed since a (time, step), and time left at the average speed."""
+        """Return steps done, speed since `since` (time, step), and time left at average speed."""
         now = time.monotonic()
         steps = (self._done - since[1]) / max(now - since[0], 1e-9)
         left = (

@@ -281,7 +281,7 @@ def _global(*names: Any) -> _Global:
 
 
 def _storage(identity: Any) -> _Storage:
-    """Return the storage of ('storage', type, key, device, count); the older layout adds a None."""
+    """Return the storage for ('storage', type, key, device, count); old files append None."""
     match identity:
         case ("storage", _Global(name), str() as key, str(), int() as count, *rest):
             if name in _STORAGES and rest in ([], [None]) and 0 <= count < _LARGEST:

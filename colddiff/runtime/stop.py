@@ -54,8 +54,8 @@ class Stop:
     def wanted(self) -> bool:
         """Return whether any host has received a signal; the answer is the same on all hosts.
 
-        Every host must call this after every step. With several hosts, the answer is that of the
-        call before, which the devices have computed in the meantime.
+        Every host must call this after every step. With several hosts, each call returns the
+        result for the call before, which the devices have computed in the meantime.
         """
         if jax.process_count() == 1:
             return self.noted

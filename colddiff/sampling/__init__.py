@@ -1,5 +1,4 @@
-"""Samplers, which walk from xT to x0 (Algorithms 1 and 2, DDIM), and priors, which draw xT.
+"""Samplers, which compute x0 from xT (Algorithms 1 and 2, DDIM), and priors, which draw xT.
 
-This package may import `degradations`, `images` and `runtime.errors`. It uses no config, data or
-files.
+Allowed imports: `degradations`, `images` and `runtime.errors`. It uses no config, data or files.
 """

@@ -66,9 +66,8 @@ def pattern(
 def gaussian_mixture(mixture: Mixture, *, image_size: int, noise_std: float = 0.0) -> Partial:
     """Return the prior that draws `size`² pixels from a mixture and shows each as one block.
 
-    With size = 1 the image is constant, and the mixture is one of channel means (section 5.2). With
-    the lowest resolution of a pixelation as size, it is the prior of super-resolution (section
-    5.3).
+    With size = 1 the image is constant, and the mixture is over channel means (section 5.2). For
+    super-resolution (section 5.3), size is the side that pixelation leaves at T.
 
     Args:
       mixture: Gaussians, such as `fit_mixture` returns.

@@ -1,4 +1,4 @@
-"""Samplers, which walk from xT to x0 with a restorer R and a degradation D.
+"""Samplers, which compute x0 from xT with a restorer R and a degradation D.
 
 Each is a plain function that loops with `lax.fori_loop`:
 
@@ -11,10 +11,10 @@ paper's "fixed noise"); ddim estimates it from x at every step ("estimated noise
   restore: `R(params, xt, t) -> x0_hat` for a batch, `xt` `[B, H, W, C]`, `t` int32 `[B]`.
   degrade: `D(x0, t, key) -> xt` for one image (`colddiff.degradations`).
   params: parameters of R.
-  xT: start of the walk, `[B, H, W, C]`.
+  xT: images at severity `times[0]`, `[B, H, W, C]`.
   keys: `[B]` PRNG keys, one pattern of D for each image (`image_keys`).
-  times: severities, decreasing integers from that of xT to 0 (`times_between`). Fewer times give
-    fewer sampler steps.
+  times: severities, integers decreasing from the severity of xT to 0 (`times_between`). Fewer times
+    give fewer sampler steps.
   iterates_at: some of `times` (for `direct`, of the first and last). If given, the result is
     `(x0, iterates)`, with the iterates at those times, `[len(iterates_at), B, H, W, C]`.
 
@@ -112,12 +112,12 @@ def ddim(
       restore: R.
       degrade: D, a blend `√ᾱ_t x0 + √(1 - ᾱ_t) z`.
       params: parameters of R.
-      xT: start of the walk, `[B, H, W, C]`.
+      xT: images at severity `times[0]`, `[B, H, W, C]`.
       keys: `[B]` PRNG keys of ε.
       times: severities, decreasing to 0.
       iterates_at: some of `times`, at which iterates are returned too.
-      eta: η in 0..1, σ in units of DDPM's: σ² = η² (1 - ᾱ_s') / (1 - ᾱ_s) (1 - ᾱ_s / ᾱ_s'). At 0,
-        DDIM, the walk is deterministic, and it is Algorithm 2 with ẑ as the pattern.
+      eta: η in 0..1, the ratio of σ to DDPM's: σ² = η² (1 - ᾱ_s') / (1 - ᾱ_s) (1 - ᾱ_s / ᾱ_s').
+        η = 0 is DDIM: it is deterministic, and equals Algorithm 2 with ẑ as the pattern.
 
     Raises:
       UserError: `degrade` is not a blend.

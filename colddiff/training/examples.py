@@ -33,8 +33,8 @@ def make_example(
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     """Return `example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
 
-    x0 is a crop of the padded image, mirrored at random, as `config.data` sets. xt is D(x0, t) as
-    the network sees it (`network_input`), with t ~ U{1..T}.
+    x0 is a crop of the padded image, mirrored at random, as `config.data` sets. xt is
+    `network_input(D(x0, t))`, with t ~ U{1..T}.
     """
     settings = experiment.config.data
     size, channels = settings.image_size, settings.channels

@@ -1,7 +1,7 @@
 """The train step (paper, equation 1 of section 3.1).
 
 Loss: E ‖R(D(x0, t), t) - x0‖₁ for t uniform on 1..T. All keys of step k are folded from (seed, k)
-and, for an image, from its place in the step. A resumed run therefore repeats the same draws, on
+and, for an image, from its index in the step. A resumed run therefore repeats the same draws, on
 any number of devices.
 """
 
