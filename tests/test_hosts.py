@@ -298,9 +298,9 @@ def test_eight_devices_hold_less_than_a_sixth_each():
     """Of the demo's state, as the shards of its arrays say."""
     code = """
 import jax
-from colddiff.build import build
-from colddiff.devices import create_mesh
-from colddiff.state import init_state
+from colddiff.experiment.build import build
+from colddiff.experiment.state import init_state
+from colddiff.runtime.devices import create_mesh
 from configs import blur_digits
 experiment = build(blur_digits.get_config())
 for fsdp in (1, 8):

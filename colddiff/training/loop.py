@@ -108,7 +108,6 @@ def _train(
         start=start,
         images_per_step=settings.batch_size * settings.accumulation,
     )
-    logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
     batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
     with (
         Stop(mesh) as stop,
@@ -118,6 +117,7 @@ def _train(
         EventLog(workdir / "tensorboard", start=start) as events,
         meter,
     ):
+        logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         run = Run(experiment, None, start, workdir)
         loop = _Loop(run, images, pictured, truth, stop, manager, events, meter)
         finished = loop.go_on(state, make_train_step(experiment, mesh), batches)
