@@ -227,18 +227,18 @@ MUTANTS = (
     ),
     Mutant(
         "experiment/user_code.py",
-        'is_docstring or getattr(node, "name", "") == "get_config"',
-        'is_docstring or getattr(node, "name", "") != "get_config"',
+        'if getattr(node, "name", "") != "get_config":',
+        "if True:",
         "test_user_code.py::test_the_source_is_the_file_and_what_it_imports_from_beside",
     ),
     Mutant(
-        "inference/run.py",
+        "inference/prior.py",
         'images != "null" and _fitted_to(path) not in (images, "")',
         "False",
         "test_faults.py::test_a_prior_of_other_images_is_fitted_anew",
     ),
     Mutant(
-        "inference/run.py",
+        "inference/prior.py",
         "size=size, components=components, seed=config.seed)",
         "size=size, components=components, seed=0)",
         "test_inference.py::test_the_seed_decides_where_the_fit_of_the_prior_begins",
@@ -263,7 +263,7 @@ MUTANTS = (
         "test_data.py::test_subsets_of_a_class_per_folder_hold_all_classes",
     ),
     Mutant(
-        "data/sources.py",
+        "data/folders.py",
         "os.walk(top, followlinks=True, onerror=refuse)",
         "os.walk(top, onerror=refuse)",
         "test_data.py::test_linked_folders_are_read_once_and_loops_end",
@@ -281,7 +281,7 @@ MUTANTS = (
         "test_data.py::test_the_disk_failing_is_not_an_unreadable_image",
     ),
     Mutant(
-        "data/sources.py",
+        "data/folders.py",
         "- {last} | {first}",
         "| {first}",
         "test_data.py::test_neither_split_of_a_folder_is_ever_empty",

@@ -14,7 +14,7 @@ from sklearn.mixture import GaussianMixture
 import colddiff
 from colddiff.data import sources
 from colddiff.experiment.build import build
-from colddiff.inference.run import load_prior
+from colddiff.inference.prior import load_prior
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import ddim, image_keys, naive, tacos, times_between
 

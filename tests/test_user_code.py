@@ -28,6 +28,11 @@ def get_config():
 
 @functools.lru_cache
 def dim(*, num_steps):
+    """{words}
+
+    in {words} lines
+    """
+
     return lambda x0, t, key: {factor} * share(t, num_steps) * x0 + (1 - share(t, num_steps)) * x0
 '''
 
@@ -60,7 +65,7 @@ def hashes(config):
 def test_the_source_is_the_file_and_what_it_imports_from_beside(own):
     first = hashes(own())
     assert set(first) == {"mine.py", "colddiff_test_helper.py"}
-    assert hashes(own(words="other")) == first  # docstring, comment and get_config
+    assert hashes(own(words="other")) == first  # docstrings, comment and get_config
     changed = hashes(own(factor=0.25))
     assert changed["mine.py"] != first["mine.py"]
     assert changed["colddiff_test_helper.py"] == first["colddiff_test_helper.py"]

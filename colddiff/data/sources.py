@@ -21,28 +21,22 @@ import hashlib
 import importlib.metadata
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
+from colddiff.data.folders import SPLITS, split_files
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 from colddiff.runtime.files import file_system_failed, patiently
 
-SPLITS = ("train", "test")
 BLACK = (0, 0, 0)
-_SPLIT_FOLDERS = {  # names of each split's folder, in any case; the first match is used
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
-}
-_SUFFIXES = (".png", ".jpg", ".jpeg")
 _MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
-_FOLDER_TEST_SHARE = 0.1
 _CHUNK = 256  # images decoded in parallel
 _FORMATS = ("PNG", "JPEG")  # PIL uses no other decoder, whatever the file's name
 _MOST_PIXELS = 2**26  # of an image file: a small file can claim a size that fills memory
@@ -132,6 +126,20 @@ def load_split(
     """Return the images of `load`, with their classes and the order of subsets."""
     records = _records(source, split, channels, limit)
     return _LazyImages(records, size, channels, background, limit).decode_all()
+
+
+def shape_of(settings: Mapping[str, Any], margin: int = 0) -> dict[str, Any]:
+    """Return the keywords `size`, `channels` and `background` of `load` for a config's `data`.
+
+    Args:
+      settings: the config's `data`. Saved configs of earlier versions have no `background`.
+      margin: pixels to add to the size.
+    """
+    return {
+        "size": settings["image_size"] + margin,
+        "channels": settings["channels"],
+        "background": settings.get("background", BLACK),
+    }
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
@@ -379,92 +387,11 @@ def _tfds(name: str, split: str) -> Records:
 
 
 def _folder(path: str, split: str) -> Records:
-    """Return the image files of a split of a folder.
-
-    A folder without split folders is split by a hash of each file's name: about a tenth of the
-    files is the test split. Adding files does not move others between the splits.
-    """
-    if split not in SPLITS:
-        raise unknown_name("split of a folder", split, SPLITS)
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"no folder {root} (the source folder:{path})")
-    own = _own_splits(root)
-    top = own[split] if own else root
-    files = sorted(f for f in _files_below(top, root) if f.suffix.lower() in _SUFFIXES)
-    share = {f: _share(f.relative_to(root)) for f in files}
-    if not own:
-        if len(files) < len(SPLITS):
-            raise UserError(f"{root} holds {len(files)} PNG or JPEG files; at least 2 are needed")
-        first, *_, last = sorted(files, key=share.get)  # so that neither split is empty
-        test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
-        files = [f for f in files if (f in test) == (split == "test")]
-    if not files:
-        raise UserError(f"{top} holds no PNG or JPEG file")
-    order = sorted(range(len(files)), key=lambda i: share[files[i]])
+    """Return the image files of a split of a folder (`data/folders.py`)."""
+    files, order = split_files(path, split)
     return Records(
         [str(f) for f in files], lambda i: Image.open(files[i], formats=_FORMATS), order=order
     )
-
-
-def _share(name: Path) -> float:
-    """Return a number in [0, 1): a hash of a file's path relative to the source's folder."""
-    digest = hashlib.sha256(name.as_posix().encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32
-
-
-def _own_splits(root: Path) -> dict[str, Path]:
-    """Return the folders of both splits if `root` has them under usual names, else {}.
-
-    Raises:
-      UserError: only one split has a folder, and there are other folders of unknown purpose; or the
-        names of two folders for the same split differ only in case.
-    """
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    found = {}
-    for split, names in _SPLIT_FOLDERS.items():
-        candidates = [f for name in names for f in folders if f.name.lower() == name]
-        if candidates:
-            found[split] = candidates[0]
-        if len(candidates) > 1 and candidates[0].name.lower() == candidates[1].name.lower():
-            raise UserError(f"{candidates[0]} and {candidates[1].name}: keep one of them")
-    if len(found) == len(SPLITS):
-        return found
-    if found and len(folders) > 1:
-        [split] = found
-        [other] = set(SPLITS) - {split}
-        seen = ", ".join(f.name for f in folders)
-        raise UserError(
-            f"{root} has a folder of its {split} split beside others: {seen}. Call the {other} "
-            f"split one of {', '.join(_SPLIT_FOLDERS[other])}, or name the folder that holds all "
-            "images, which are then split by the hash of their names"
-        )
-    return {}
-
-
-def _files_below(top: Path, root: Path) -> Iterator[Path]:
-    """Yield all files below `top`, including those in linked folders.
-
-    A linked folder is skipped with a warning if it lies in `root`, contains `root`, or has been
-    read already.
-    """
-    seen = {os.path.realpath(top)}
-    base = root.resolve()
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, below, names in os.walk(top, followlinks=True, onerror=refuse):
-        for name in list(below):
-            link = Path(folder, name)
-            if not link.is_symlink():
-                continue
-            target = link.resolve()
-            if target.is_relative_to(base) or base.is_relative_to(target) or str(target) in seen:
-                logging.warning("left out the linked folder %s: %s is read already", link, target)
-                below.remove(name)
-            seen.add(str(target))
-        yield from (file for name in names if (file := Path(folder, name)).is_file())
 
 
 SOURCES: dict[str, Callable[[str, str], Records]] = {

@@ -180,10 +180,8 @@ def check_ways(
         times_between(config.degradation.num_steps, count)
     if config.eval.counts:
         settings = config.data
-        files = sources.fingerprint(settings.source, settings.test_split, settings.channels)[
-            "files"
-        ]
-        _check_counts(config.eval.counts, min(config.eval.num_images or files, files))
+        split = sources.fingerprint(settings.source, settings.test_split, settings.channels)
+        _check_counts(config.eval.counts, min(config.eval.num_images or math.inf, split["files"]))
 
 
 def _check_counts(counts: Sequence[int], total: int) -> None:

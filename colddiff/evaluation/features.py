@@ -187,14 +187,7 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
 def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> sources.Split:
     """Return a split of the config's data, or a subset of `limit` images."""
     settings = config.data
-    return sources.load_split(
-        settings.source,
-        split,
-        size=settings.image_size,
-        channels=settings.channels,
-        background=settings.get("background", sources.BLACK),
-        limit=limit,
-    )
+    return sources.load_split(settings.source, split, limit=limit, **sources.shape_of(settings))
 
 
 @network_jit
@@ -263,9 +256,7 @@ def _classifier(config: ConfigDict) -> Features:
         settings.source,
         train_split=settings.train_split,
         test_split=settings.test_split,
-        size=settings.image_size,
-        channels=settings.channels,
-        background=settings.get("background", sources.BLACK),
+        **sources.shape_of(settings),
         folder=cache_folder(),
     )
     name = f"classifier of {_origin(config)}"

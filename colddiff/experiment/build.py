@@ -236,10 +236,7 @@ def _load_bank(
     data_settings: ConfigDict, *, source: str, split: str, limit: int, sharded: bool
 ) -> dict[str, Any]:
     """Return the arguments `bank` and `bank_size` of `animorph`."""
-    size, channels = data_settings.image_size, data_settings.channels
-    background = data_settings.get("background", sources.BLACK)
-    shape = dict(size=size, channels=channels, background=background)
-    bank = sources.load(source, split, limit=limit, **shape)
+    bank = sources.load(source, split, limit=limit, **sources.shape_of(data_settings))
     return {"bank": split_rows(bank, create_mesh()) if sharded else bank, "bank_size": len(bank)}
 
 

@@ -23,10 +23,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from colddiff.experiment.checksums import checksums
 from colddiff.experiment.state import TrainState
-from colddiff.experiment.user_code import source_hashes
 from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import StorageError, UserError, first_line
-from colddiff.runtime.files import file_system_failed, patiently, read_json, write_json
+from colddiff.runtime.files import file_system_failed, patiently
 
 Manager = ocp.CheckpointManager
 
@@ -391,46 +390,6 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
 def _same_function(old: Any, new: Any) -> bool:
     """Return whether both are FILE.py:FUNCTION with the same file name and function name."""
     return ":" in str(old) and Path(str(old)).name == Path(str(new)).name
-
-
-def check_source(workdir: Path, config: ConfigDict, *, accept: bool, new: bool) -> None:
-    """Refuse a changed source of the user's own degradation; write its hashes to the workdir.
-
-    Args:
-      workdir: the run's folder.
-      config: the run's config, after the degradation was loaded.
-      accept: resume even if the source has changed.
-      new: the run has no checkpoint yet, so hashes in the workdir belong to another run.
-
-    Raises:
-      UserError: the source has changed since the run began, and `accept` is False.
-    """
-    changes = [] if new else source_changes(workdir, config)
-    if not all_hosts(not changes or accept):
-        differences = "\n  ".join(changes) or "see what the other hosts say"
-        raise UserError(
-            f"the source of the degradation is not the one that {workdir} began with:\n  "
-            f"{differences}\nBring it back, use another --workdir, or give --accept_source to go "
-            "on with this one"
-        )
-    for change in changes:
-        logging.warning("going on with another source of the degradation: %s", change)
-    if is_first_host():
-        path, hashes = workdir / "source.json", source_hashes(config.degradation)
-        if hashes:
-            write_json(path, hashes)
-        elif path.exists():
-            path.unlink()
-    barrier()
-
-
-def source_changes(workdir: Path, config: ConfigDict) -> list[str]:
-    """Return the differences between the degradation's source and the hashes in the workdir."""
-    then, now = read_json(workdir / "source.json"), source_hashes(config.degradation)
-    if then is None:
-        return []
-    names = sorted(k for k in then | now if then.get(k) != now.get(k))
-    return [f"{k}: sha256 {then.get(k)} then, {now.get(k)} now" for k in names]
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:

@@ -14,14 +14,9 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from colddiff.degradations import (
-    Degrade,
-    blend_weights,
-)
+from colddiff.degradations import Degrade, blend_weights
 from colddiff.runtime.errors import UserError, first_line, unknown_name
-from colddiff.sampling.priors import (
-    block_means,
-)
+from colddiff.sampling.priors import block_means
 from colddiff.sampling.samplers import Sampler, ddim, ddpm
 
 _MOST_LEFT = 0.1  # largest share of an image's contrast left at T, for the prior 'pattern'

@@ -13,7 +13,11 @@ from typing import Any
 
 from absl import logging
 
+from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import read_json, write_json
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -46,9 +50,9 @@ def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
     """Return SHA-256 hashes of the source of the user's own functions in a degradation.
 
     Functions in the parts of a `compose` are included. The keys are paths relative to the folder of
-    FILE.py: the file itself, and the files that it imports from that folder. A module's docstring,
-    its function `get_config` and comments between functions are left out, because they do not
-    change the results. The result is {} if no function is the user's own.
+    FILE.py: the file itself, and the files that it imports from that folder. Docstrings, the
+    function `get_config`, empty lines and comments between functions are left out, because they do
+    not change the results. The result is {} if no function is the user's own.
 
     Args:
       degradation: the config's `degradation`, after its functions were loaded.
@@ -61,6 +65,46 @@ def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
             key = file.relative_to(folder).as_posix()
             hashes[key] = hashlib.sha256(_code(file).encode()).hexdigest()
     return hashes
+
+
+def check_source(workdir: Path, degradation: Mapping[str, Any], *, accept: bool, new: bool) -> None:
+    """Refuse a changed source of the user's own degradation; write its hashes to the workdir.
+
+    Args:
+      workdir: the run's folder.
+      degradation: the config's `degradation`, after its functions were loaded.
+      accept: resume even if the source has changed.
+      new: the run has no checkpoint yet, so hashes in the workdir belong to another run.
+
+    Raises:
+      UserError: the source has changed since the run began, and `accept` is False.
+    """
+    changes = [] if new else source_changes(workdir, degradation)
+    if not all_hosts(not changes or accept):
+        differences = "\n  ".join(changes) or "see what the other hosts say"
+        raise UserError(
+            f"the source of the degradation is not the one that {workdir} began with:\n  "
+            f"{differences}\nBring it back, use another --workdir, or give --accept_source to go "
+            "on with this one"
+        )
+    for change in changes:
+        logging.warning("going on with another source of the degradation: %s", change)
+    if is_first_host():
+        path, hashes = workdir / "source.json", source_hashes(degradation)
+        if hashes:
+            write_json(path, hashes)
+        elif path.exists():
+            path.unlink()
+    barrier()
+
+
+def source_changes(workdir: Path, degradation: Mapping[str, Any]) -> list[str]:
+    """Return the differences between the degradation's source and the hashes in the workdir."""
+    then, now = read_json(workdir / "source.json"), source_hashes(degradation)
+    if then is None:
+        return []
+    names = sorted(k for k in then | now if then.get(k) != now.get(k))
+    return [f"{k}: sha256 {then.get(k)} then, {now.get(k)} now" for k in names]
 
 
 def _parts(name: str) -> tuple[Path, str]:
@@ -101,11 +145,15 @@ def _is_the_users(file: Path, folder: Path) -> bool:
 def _code(path: Path) -> str:
     """Return the source without the parts that do not change a function's results."""
     text = path.read_text()
-    lines, kept = text.splitlines(), []
-    for place, node in enumerate(ast.parse(text).body):
-        is_docstring = place == 0 and isinstance(node, ast.Expr)
-        if is_docstring or getattr(node, "name", "") == "get_config":
-            continue
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
-        kept += lines[first - 1 : node.end_lineno]
-    return "\n".join(kept)
+    tree, lines, left_out, code = ast.parse(text), text.splitlines(), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            if docstring.lineno > getattr(node, "lineno", 0):  # not on the line of its `def`
+                left_out |= set(range(docstring.lineno, docstring.end_lineno + 1))
+    for node in tree.body:
+        if getattr(node, "name", "") != "get_config":
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            numbers = set(range(first, node.end_lineno + 1)) - left_out
+            code += [lines[number - 1] for number in sorted(numbers)]
+    return "\n".join(line for line in code if line.strip())

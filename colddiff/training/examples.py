@@ -101,10 +101,8 @@ def load_train_images(config: ConfigDict) -> sources.Images:
     images = sources.load(
         settings.source,
         settings.train_split,
-        size=settings.image_size + settings.crop_margin,
-        channels=settings.channels,
-        background=settings.get("background", sources.BLACK),
         cache=settings.cache,
+        **sources.shape_of(settings, settings.crop_margin),
     )
     logging.info("training images: %d of %s", len(images), settings.source)
     return images

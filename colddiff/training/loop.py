@@ -20,8 +20,10 @@ from colddiff.evaluation import evaluate
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import Experiment, build
 from colddiff.experiment.state import TrainState, init_state
+from colddiff.experiment.user_code import check_source
 from colddiff.images import mosaic
-from colddiff.inference.run import Run, forget_priors, load_prior
+from colddiff.inference.prior import forget_priors, load_prior
+from colddiff.inference.run import Run
 from colddiff.reporting import pictures
 from colddiff.runtime.devices import (
     all_hosts,
@@ -83,7 +85,7 @@ def _train(
     config = experiment.config
     state = init_state(experiment, mesh)
     new = not checkpoint.last_step(workdir, config)
-    checkpoint.check_source(workdir, config, accept=accept_source, new=new)
+    check_source(workdir, config.degradation, accept=accept_source, new=new)
     if new:
         _forget(workdir)
     else:

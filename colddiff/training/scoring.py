@@ -9,9 +9,7 @@ from colddiff.evaluation import evaluate
 from colddiff.evaluation.metrics import SSIM_WINDOW
 from colddiff.inference.run import Run
 from colddiff.reporting import report
-from colddiff.runtime.devices import (
-    is_first_host,
-)
+from colddiff.runtime.devices import is_first_host
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import read_json, save_png, write_json
 from colddiff.runtime.stop import Stop
