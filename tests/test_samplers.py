@@ -223,6 +223,8 @@ def test_the_loop_compiles_once_for_all_times_of_one_length(x0, keys):
 
 
 def test_times_between():
+    assert times_between(10, 3).tolist() == [10, 7, 3, 0]  # the nearest integers
+    assert times_between(5, 3).tolist() == [5, 3, 2, 0]
     assert times_between(10, 10).tolist() == list(range(10, -1, -1))
     assert times_between(10, 1).tolist() == [10, 0]
     for steps in range(1, 201):
