@@ -251,7 +251,7 @@ def test_a_state_that_hosts_share(one_device, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
     arrays = list((tmp_path / "checkpoints" / "50" / "state" / "ocdbt.process_1" / "d").iterdir())
     for file in arrays:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        file.write_bytes(b"")  # half a file may hold all of its values: the rest is older trees
     [(_, err), _] = run_hosts(2, *flags, "--config.train.num_steps=52", "--mode=train")
     assert arrays and "going on from step 25" in err
     assert (tmp_path / "damaged" / "50").is_dir()
