@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import small
 from ml_collections import ConfigDict
 
 from colddiff.training.loop import train
@@ -64,6 +65,7 @@ def tiny_config() -> ConfigDict:
     config.data.image_size = 16
     config.degradation.num_steps = 6
     config.degradation.kernel_size = 5
+    config.model.name = "small"
     config.model.width = 8
     config.model.multipliers = (1, 2)
     config.train.num_steps = 8
@@ -138,6 +140,7 @@ TINY_FLAGS = (
     "--config.data.image_size=16",
     "--config.degradation.num_steps=6",
     "--config.degradation.kernel_size=5",
+    "--config.model.name=small",
     "--config.model.width=8",
     "--config.model.multipliers=(1, 2)",
     "--config.train.batch_size=8",
@@ -149,12 +152,13 @@ TINY_FLAGS = (
 
 def command(*args: object) -> list[str]:
     """The command line of `python -m colddiff.main` with these arguments."""
-    return [sys.executable, "-m", "colddiff.main", *map(str, args)]
+    return [sys.executable, small.__file__, *map(str, args)]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
     """For a process of our own, on so many virtual devices."""
     return os.environ | {
+        "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE,
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
@@ -195,7 +199,7 @@ def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
 
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs `python -m colddiff.main` to its end."""
-    return run_program("-m", "colddiff.main", *args, devices=devices)
+    return run_program(small.__file__, *args, devices=devices)
 
 
 def run_program(
