@@ -1,5 +1,6 @@
 """Real processes, killed for real."""
 
+import gc
 import logging
 import os
 import random
@@ -217,9 +218,9 @@ def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, c
         restored = restore(manager, step, args=args)
         if step == 8 and item in restored:
             leaves, tree = jax.tree.flatten(restored[item])
-            place = next(i for i, leaf in enumerate(leaves) if leaf.size > 100)
+            place = next(i for i, leaf in enumerate(leaves) if leaf.size > 50)
             bits = np.array(leaves[place]).view(np.uint32)
-            bits.flat[77] ^= 1 << 3
+            bits.flat[33] ^= 1 << 3
             leaves[place] = jax.device_put(bits.view(np.float32), leaves[place].sharding)
             items = dict(restored.items()) | {item: jax.tree.unflatten(tree, leaves)}
             return ocp.args.Composite(**items)
@@ -238,8 +239,12 @@ def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, c
     assert (workdir / "damaged" / "8").is_dir()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
-    """In the largest file of arrays, wherever it still decodes."""
+    """In the largest file of arrays, wherever it still decodes.
+
+    Where it does not, orbax leaves reads behind that complain when they are collected.
+    """
     config.train.num_steps = 3
     assert train(config, tmp_path / "run")
     arrays = (tmp_path / "run" / "checkpoints" / "3" / "ema_params").rglob("d/*")
@@ -257,6 +262,7 @@ def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
                 continue
         # A bit that no array was made of.
         assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(like)))
+    gc.collect()
 
 
 def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkeypatch, caplog):
@@ -383,7 +389,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(trained, config, tmp_path)
 
 def test_a_diverged_run_names_the_step_and_keeps_its_images(config, tmp_path):
     """The images are those of that step; the checkpoint from before stays the last."""
-    config.train.learning_rate = 1e15
+    config.train.learning_rate = 1e30
     config.train.log_every, config.train.checkpoint_every = 4, 1
     with pytest.raises(UserError, match="the training diverged at step") as error:
         train(config, tmp_path)
