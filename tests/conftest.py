@@ -1,6 +1,7 @@
 """What all tests share: four virtual devices, the compilation cache, no silent broadcasting."""
 
 import importlib
+import io
 import logging
 import os
 import re
@@ -8,14 +9,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
 import small
+from absl import logging as absl_logging
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
+from colddiff import main
 from colddiff.training.loop import train
 from configs import blur_digits
 
@@ -200,6 +205,27 @@ def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs `python -m colddiff.main` to its end."""
     return run_program(small.__file__, *args, devices=devices)
+
+
+def call_main(*args: object) -> subprocess.CompletedProcess:
+    """Runs the command line in this process, where everything is imported and compiled already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    handler, root = absl_logging.get_absl_handler(), logging.getLogger()
+    before = handler.python_handler.stream, list(root.handlers), list(handler.filters)
+    handler.python_handler.stream = err
+    with (
+        flagsaver.flagsaver(),
+        mock.patch.object(sys, "argv", ["main.py", *map(str, args)]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main.run()
+        except SystemExit as exit:
+            code = exit.code or 0
+        finally:
+            handler.python_handler.stream, root.handlers[:], handler.filters[:] = before
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def run_program(

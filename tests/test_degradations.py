@@ -153,8 +153,9 @@ def test_another_t_compiles_nothing(degrade, last, x0):
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 
 
-def largest_constant(compiled):
-    """Bytes of the largest constant of a compiled program."""
+def largest_constant(lowered):
+    """Bytes of the largest constant of a program, compiled without care for its speed."""
+    compiled = lowered.compile({"xla_backend_optimization_level": 0})
     found = re.findall(r"= (\w+)\[([\d,]*)\]\S* constant\(", compiled.as_text())
     assert found
     return max(
@@ -166,7 +167,7 @@ def largest_constant(compiled):
 def test_a_constant_is_found_where_there_is_one(x0):
     table = np.random.default_rng(0).normal(size=(600, 600)).astype(np.float32)
     lowered = jax.jit(lambda t: jnp.asarray(table)[t]).lower(3)
-    assert largest_constant(lowered.compile()) == table.nbytes
+    assert largest_constant(lowered) == table.nbytes
 
 
 # The same of the configs, at the paper's settings.
@@ -189,10 +190,10 @@ def test_configs_compile_without_large_constants(experiment):
 
     keys = jax.random.split(jax.random.key(0), 2)
     lowered = examples.lower(experiment.degrade, images, keys)
-    assert largest_constant(lowered.compile()) < 1e6
+    assert largest_constant(lowered) < 1e6
     x0 = jnp.zeros((2, *experiment.image_shape))
     lowered = degrade_at.lower(experiment.degrade, x0, jnp.arange(3), keys)
-    assert largest_constant(lowered.compile()) < 1e6
+    assert largest_constant(lowered) < 1e6
 
 
 # Two dark digits blend to a darker one (see `animorph`): it is tested on CIFAR-10, below.
@@ -215,7 +216,7 @@ def test_severity_grows_on_cifar10(config_name, real_data):
     config.data.image_size = 32
     if config_name == "animorph_celeba":
         config.degradation.bank.update({"source": "tfds:cifar10", "limit": 1000})
-    images = sources.load("tfds:cifar10", "test", size=32, channels=3, limit=100)
+    images = sources.load("tfds:cifar10", "test", size=32, channels=3, limit=25)
     times = np.arange(config.degradation.num_steps + 1)
     distance = distances(build(config).degrade, from_uint8(jnp.asarray(images)), times)
     assert np.all(np.diff(distance) >= -1e-5), np.diff(distance)

@@ -253,13 +253,13 @@ def test_the_gallery_shows_growing_severities():
     ("name", "ssim", "rmse"),
     [
         ("blur_mnist", 0.0145, 0.2866),
-        ("blur_cifar10", 0.312, 0.1347),
-        ("inpaint_mnist", 0.4925, 0.2623),
-        ("inpaint_cifar10", 0.619, 0.1424),
-        ("superres_mnist", 0.1781, 0.2305),
+        pytest.param("blur_cifar10", 0.312, 0.1347, marks=pytest.mark.slow),
+        pytest.param("inpaint_mnist", 0.4925, 0.2623, marks=pytest.mark.slow),
+        pytest.param("inpaint_cifar10", 0.619, 0.1424, marks=pytest.mark.slow),
+        pytest.param("superres_mnist", 0.1781, 0.2305, marks=pytest.mark.slow),
         ("superres_cifar10", 0.277, 0.1447),
         ("snow_cifar10", (0.36, 0.46), (0.295, 0.349)),
-        ("color_cifar10", 0.958, 0.0739),
+        pytest.param("color_cifar10", 0.958, 0.0739, marks=pytest.mark.slow),
     ],
 )
 def test_degraded_rows_of_the_paper(name, ssim, rmse, real_data):

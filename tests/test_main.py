@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY_FLAGS, run_main
+from conftest import TINY_FLAGS, call_main, run_main
 from PIL import Image
 
 
@@ -117,7 +117,7 @@ def test_the_degrade_mode_needs_no_training(tmp_path):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_end_with_one_clear_message(flags, message, tmp_path):
-    done = run_main("--config=configs/blur_digits.py", f"--workdir={tmp_path}", *flags)
+    done = call_main("--config=configs/blur_digits.py", f"--workdir={tmp_path}", *flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
@@ -131,8 +131,8 @@ def test_a_workdir_that_cannot_be():
 
 
 def test_config_and_workdir_are_needed():
-    assert "--config is needed" in run_main("--workdir=x").stderr
-    assert "--workdir is needed" in run_main("--config=configs/blur_digits.py").stderr
+    assert "--config is needed" in call_main("--workdir=x").stderr
+    assert "--workdir is needed" in call_main("--config=configs/blur_digits.py").stderr
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_a_mistake_in_a_config_file_names_its_line(body, message, tmp_path):
         "from configs import default\ndef get_config():\n    config = default.get_config()\n"
         f"{body}\n    return config\n"
     )
-    done = run_main(f"--config={path}", f"--workdir={tmp_path}")
+    done = call_main(f"--config={path}", f"--workdir={tmp_path}")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith(f"colddiff: {message.format(path=path)}")
