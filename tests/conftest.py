@@ -15,7 +15,7 @@ from unittest import mock
 
 import jax
 import pytest
-import small
+import small  # noqa: F401 - it adds a network
 from absl import logging as absl_logging
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
@@ -154,16 +154,22 @@ TINY_FLAGS = (
     "--config.eval.pictures=2",
 )
 
+REAL_NETWORK = (  # after TINY_FLAGS, for commands that know the library's networks only
+    "--config.model.name=resnet_unet",
+    "--config.model.multipliers=(1,)",
+    "--config.model.num_blocks=1",
+)
+
 
 def command(*args: object) -> list[str]:
     """The command line of `python -m colddiff.main` with these arguments."""
-    return [sys.executable, small.__file__, *map(str, args)]
+    return [sys.executable, "-m", "small", *map(str, args)]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
     """For a process of our own, on so many virtual devices."""
     return os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
         "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE,
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
@@ -204,7 +210,7 @@ def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
 
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
     """Runs `python -m colddiff.main` to its end."""
-    return run_program(small.__file__, *args, devices=devices)
+    return run_program("-m", "small", *args, devices=devices)
 
 
 def call_main(*args: object) -> subprocess.CompletedProcess:

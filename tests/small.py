@@ -1,7 +1,7 @@
 """A restorer that compiles in a second, and the command line with it among the networks.
 
-`python tests/small.py FLAGS` is `python -m colddiff.main FLAGS` with `--config.model.name=small`
-allowed. The tests of runs use it: what they are about is the same with any network.
+`python -m small FLAGS` is `python -m colddiff.main FLAGS` with `--config.model.name=small` allowed.
+The tests of runs use it: what they are about is the same with any network.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from colddiff.main import run
 from colddiff.networks import NETWORKS
 from colddiff.networks.layers import check_input, sinusoidal_embedding
 
@@ -41,6 +42,4 @@ class Small(nn.Module):
 NETWORKS["small"] = Small
 
 if __name__ == "__main__":
-    from colddiff.main import run
-
     run()

@@ -4,7 +4,7 @@ import json
 
 import jax
 import pytest
-from conftest import TINY_FLAGS, run_main
+from conftest import REAL_NETWORK, TINY_FLAGS, run_main
 
 from colddiff import benchmark
 from colddiff.main import _config_arguments
@@ -57,7 +57,7 @@ def test_the_arguments_that_make_the_config(monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_times_starts_too(tmp_path):
-    done = run_main(*TINY_FLAGS, "--mode=benchmark", f"--workdir={tmp_path}")
+    done = run_main(*TINY_FLAGS, *REAL_NETWORK, "--mode=benchmark", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()]
     assert {"start, nothing cached", "start, cached", "train step"} <= set(rows)

@@ -98,6 +98,7 @@ def test_every_program_of_a_run_has_it(tmp_path):
         "-m",
         "colddiff.main",
         *TINY_FLAGS,
+        "--config.model.name=resnet_unet",
         f"--workdir={tmp_path}/run",
         "--config.train.num_steps=2",
         "--config.eval.features=('classifier',)",

@@ -303,7 +303,7 @@ def sleep(seconds):
         shutil.rmtree(broken)
         shutil.copytree(good, broken)
 files.time = types.SimpleNamespace(sleep=sleep)
-from colddiff.main import run
+from small import run
 run()
 """
 
@@ -467,7 +467,7 @@ def small_disk(tmp_path):
 NO_FORESIGHT = """
 import shutil
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40)
-from colddiff.main import run
+from small import run
 run()
 """
 
@@ -476,7 +476,7 @@ run()
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_a_full_disk_is_said_and_earlier_checkpoints_stay(foreseen, small_disk):
     flags = (*FLAGS, "--config.train.checkpoints_kept=1000", "--config.train.checkpoint_every=5")
-    program = ["-m", "colddiff.main"] if foreseen else ["-c", NO_FORESIGHT]
+    program = ["-m", "small"] if foreseen else ["-c", NO_FORESIGHT]
     done = run_program(*program, *flags, f"--workdir={small_disk}")
     assert done.returncode == 2, done.stderr
     assert len(re.findall("colddiff: .*no space left", done.stderr, re.I)) == 1, done.stderr
@@ -583,7 +583,7 @@ def tell(event, args):
         if not isinstance(path, int):
             sys.__stderr__.write(f"written: {os.path.realpath(os.fsdecode(path))}\\n")
 sys.addaudithook(tell)
-from colddiff.main import run
+from small import run
 run()
 """
 

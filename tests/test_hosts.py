@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FLAGS, environment, run_main, run_program, started, wait_for
+from conftest import REAL_NETWORK, TINY_FLAGS, environment, run_main, run_program, started, wait_for
 from jax.sharding import PartitionSpec
 from PIL import Image
 from tensorboard_events import read_scalars
@@ -33,6 +33,7 @@ from colddiff.runtime.errors import UserError
 FLAGS = (
     *TINY_FLAGS,
     "--config.train.num_steps=50",
+    "--config.train.learning_rate=0.01",
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=25",
 )
@@ -49,12 +50,12 @@ devices.jax.devices = lambda: jax.devices()[::2] + jax.devices()[1::2]
 devices.jax.make_mesh = lambda shape, names, axis_types: Mesh(
     np.array(devices.jax.devices()).reshape(shape), names, axis_types=axis_types
 )
-from colddiff.main import run
+from small import run
 run()
 """
 
 
-def start_hosts(count, *args, devices=2, last=(), program=("-m", "colddiff.main")):
+def start_hosts(count, *args, devices=2, last=(), program=("-m", "small")):
     """So many processes of one run, with so many devices each; each ends on leaving.
 
     `last` are arguments of the last one alone.
@@ -231,7 +232,7 @@ def local_processes(*args):
 @pytest.mark.slow
 def test_the_script_for_processes_on_this_machine(tmp_path):
     """It trains, hands Ctrl-C on, and ends with the code of the process that failed."""
-    flags = (*FLAGS, "--mode=train", f"--workdir={tmp_path}")
+    flags = (*FLAGS, *REAL_NETWORK, "--mode=train", f"--workdir={tmp_path}")
     with local_processes(*flags, "--config.train.num_steps=100000") as script:
         wait_for(script, "train 3/")
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does
