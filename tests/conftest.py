@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -23,6 +24,16 @@ from ml_collections import ConfigDict
 from colddiff import main
 from colddiff.training.loop import train
 from configs import blur_digits
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kill-seed",
+        type=int,
+        default=time.time_ns() % 10**6,
+        help="Seed of the moments at which tests kill processes; a test that fails logs it.",
+    )
+
 
 ROOT = Path(__file__).parent.parent
 COMPILATION_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))

@@ -71,12 +71,17 @@ def kill_in_training(workdir, text, count, seconds):
 
 
 @pytest.mark.slow
-def test_killed_25_times_and_resumed_is_bit_identical(tmp_path):
-    """At random moments and, at least five times, in the middle of a save."""
+def test_killed_25_times_and_resumed_is_bit_identical(tmp_path, pytestconfig):
+    """At random moments and, at least five times, in the middle of a save.
+
+    `--kill-seed=N` gives the same moments again.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run_main(*FLAGS, f"--workdir={whole}")
     assert done.returncode == 0, done.stderr
-    moments = random.Random(time.time_ns())
+    seed = pytestconfig.getoption("--kill-seed")
+    logging.warning("--kill-seed=%d", seed)
+    moments = random.Random(seed)
     kills, in_saves = 0, 0
     while kills < KILLS or in_saves < IN_SAVES:
         saves = kills % 2 == 0
