@@ -32,8 +32,9 @@ from colddiff.runtime.errors import UserError
 
 FLAGS = (
     *TINY_FLAGS,
+    "--config.model.width=64",  # of 8, parts of kernels are so small that the index holds them
     "--config.train.num_steps=50",
-    "--config.train.learning_rate=0.01",
+    "--config.train.learning_rate=0.003",
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=25",
 )
