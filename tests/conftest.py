@@ -227,21 +227,25 @@ def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
 def call_main(*args: object) -> subprocess.CompletedProcess:
     """Runs the command line in this process, where everything is imported and compiled already."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    handler, root = absl_logging.get_absl_handler(), logging.getLogger()
-    before = handler.python_handler.stream, list(root.handlers), list(handler.filters)
+    handler, loggers = absl_logging.get_absl_handler(), [logging.getLogger(n) for n in ("", "absl")]
+    before = handler.python_handler.stream, list(handler.filters)
+    levels = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     handler.python_handler.stream = err
-    with (
-        flagsaver.flagsaver(),
-        mock.patch.object(sys, "argv", ["main.py", *map(str, args)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-    ):
-        try:
+    try:
+        with (
+            flagsaver.flagsaver(),
+            mock.patch.object(sys, "argv", ["main.py", *map(str, args)]),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
             main.run()
-        except SystemExit as exit:
-            code = exit.code or 0
-        finally:
-            handler.python_handler.stream, root.handlers[:], handler.filters[:] = before
+    except SystemExit as end:
+        code = end.code or 0
+    finally:  # flags, which flagsaver restores, set levels too
+        handler.python_handler.stream, handler.filters[:] = before
+        for logger, level, handlers in levels:
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
