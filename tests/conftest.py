@@ -167,13 +167,14 @@ TINY_FLAGS = (
 
 REAL_NETWORK = (  # after TINY_FLAGS, for commands that know the library's networks only
     "--config.model.name=resnet_unet",
+    "--config.model.width=8",
     "--config.model.multipliers=(1,)",
     "--config.model.num_blocks=1",
 )
 
 
 def command(*args: object) -> list[str]:
-    """The command line of `python -m colddiff.main` with these arguments."""
+    """The command `python -m colddiff.main` with these arguments, and `small` a network."""
     return [sys.executable, "-m", "small", *map(str, args)]
 
 
@@ -206,7 +207,7 @@ def started(
 
 
 def start_main(*args: object, devices: int = 1) -> AbstractContextManager[subprocess.Popen]:
-    """Starts `python -m colddiff.main`; ends it on leaving."""
+    """Starts `command`; ends it on leaving."""
     return started(command(*args), environment(devices))
 
 
@@ -220,7 +221,7 @@ def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
 
 
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
-    """Runs `python -m colddiff.main` to its end."""
+    """Runs `command` to its end."""
     return run_program("-m", "small", *args, devices=devices)
 
 

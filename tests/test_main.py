@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY_FLAGS, call_main, run_main
+from conftest import TINY_FLAGS, call_main, run_main, run_program
 from PIL import Image
 
 
@@ -125,7 +125,9 @@ def test_mistakes_end_with_one_clear_message(flags, message, tmp_path):
 
 
 def test_a_workdir_that_cannot_be():
-    done = run_main("--config=configs/blur_digits.py", "--workdir=/dev/null/x")
+    done = run_program(
+        "-m", "colddiff.main", "--config=configs/blur_digits.py", "--workdir=/dev/null/x"
+    )
     assert done.returncode == 2 and "Not a directory" in done.stderr
     assert "Traceback" not in done.stderr
 

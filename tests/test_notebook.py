@@ -23,10 +23,8 @@ def test_it_runs_and_shows_pictures(notebook, generator, monkeypatch):
         monkeypatch.setenv(name, value)
     changed = [cell for cell in notebook.cells if WORKDIR in cell.source]
     assert [cell.cell_type for cell in changed] == ["markdown", "code"]
-    changed[1].source = changed[1].source.replace(WORKDIR, str(generator))
-    changed[
-        1
-    ].source = f"import sys; sys.path.insert(0, '{ROOT}/tests'); import small\n{changed[1].source}"
+    network = f"import sys\nsys.path.append('{ROOT}/tests')\nimport small\n"
+    changed[1].source = network + changed[1].source.replace(WORKDIR, str(generator))
     resources = {"metadata": {"path": str(ROOT / "docs")}}  # where Jupyter opens it
     NotebookClient(notebook, timeout=1200, resources=resources).execute()
     assert pictures(notebook) == [False, False, True, True, True, True]
