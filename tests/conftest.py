@@ -22,6 +22,7 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from colddiff import main
+from colddiff.sampling.samplers import bind_params, draw_patterns, walk
 from colddiff.training.loop import train
 from configs import blur_digits
 
@@ -141,6 +142,12 @@ def compiled() -> Iterator[list[str]]:
     with jax.log_compiles():
         yield names
     logger.removeHandler(handler)
+
+
+def sample(sampler, restore, degrade, params, xT, keys, times, iterates_at=None):
+    """Return `walk` of a restorer with its parameters and a degradation with each image's key."""
+    R, D = bind_params(restore, params), draw_patterns(degrade, keys, xT.shape[1:])
+    return walk(sampler, R, D, xT, times, iterates_at)
 
 
 @pytest.fixture

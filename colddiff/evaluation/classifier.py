@@ -9,7 +9,6 @@ Callers choose the images and compute the distances.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,18 +26,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from colddiff.data import sources
 from colddiff.images import from_uint8
 from colddiff.runtime.compiler import network_jit
-from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import atomic_write
+from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import array_digest, cached_npz
 from colddiff.runtime.progress import Meter
 
 Params = Mapping[str, Any]
 
-_VERSION = 1  # version of the network and of the file format
+_VERSION = 2  # version of the network and of the file format
 _FEATURES = 128
 _LAST_SIZE = 4  # side of the averaged feature maps, in pixels
 _CHUNK = 500  # images classified at once
 _NOTE_EVERY = 100  # steps
-_PARAMS = "params/"  # prefix of parameter names in a file
+_ACCURACY = "accuracy"  # beside the names of parameters, such as "logits/bias"
 
 
 class Settings(NamedTuple):
@@ -92,8 +91,8 @@ def load(
 ) -> Trained:
     """Return the classifier of a source's images, `[size, size, channels]`.
 
-    The first call trains it and writes it to `folder`. The file is named by a hash of the training
-    images, their labels and the settings. Later calls read the file.
+    The first call trains it and writes it to `folder`; later calls read the file. Other training
+    images, labels or settings have another file.
 
     Raises:
       UserError: the source has no labels or cannot be read, or the file is damaged.
@@ -109,24 +108,22 @@ def load(
         "labels": hashlib.sha256(labels).hexdigest(),
         "settings": settings._asdict(),
     }
-    text = json.dumps(identity, sort_keys=True)
-    path = folder / f"classifier-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         num_classes = int(labels.max()) + 1
         test = sources.load_labelled(source, test_split, **shape)
         params = train(images, labels, num_classes=num_classes, settings=settings)
         reached = accuracy(params, *test)
+        count = len(test[0])
         logging.info(
-            "classifier of %s: accuracy %.4f on %s, %d images: %s",
-            source,
-            reached,
-            test_split,
-            len(test[0]),
-            path,
+            "classifier of %s: accuracy %.4f on %s, %d images", source, reached, test_split, count
         )
-        _write(path, params, reached, text)
-    params, reached, digest = _read(path, text)
-    return Trained(params, reached, identity | {"params": digest})
+        return {_ACCURACY: reached, **flatten_dict(params, sep="/")}
+
+    arrays = cached_npz(folder, "classifier", identity, make)
+    reached = float(arrays.pop(_ACCURACY))
+    params = unflatten_dict({k: jnp.asarray(v) for k, v in arrays.items()}, sep="/")
+    return Trained(params, reached, identity | {"params": array_digest(arrays)})
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
@@ -267,43 +264,3 @@ def _order(count: int, length: int, rng: np.random.Generator) -> np.ndarray:
     """Return independent shuffles of 0..count - 1, concatenated and cut to `[length]`."""
     shuffles = [rng.permutation(count) for _ in range(-(-length // count))]
     return np.concatenate(shuffles)[:length]
-
-
-def _write(path: Path, params: Params, reached: float, identity: str) -> None:
-    arrays = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
-    named = {_PARAMS + k: v for k, v in arrays.items()}
-    with atomic_write(path) as file:
-        np.savez(file, identity=identity, accuracy=reached, digest=_digest(arrays), **named)
-
-
-def _read(path: Path, identity: str) -> tuple[Params, float, str]:
-    """Read a classifier's file and return the parameters, the accuracy and the digest.
-
-    Raises:
-      UserError: the file cannot be read, belongs to another classifier, or was changed.
-    """
-    try:
-        with np.load(path) as file:
-            said, digest = str(file["identity"]), str(file["digest"])
-            reached = float(file["accuracy"])
-            names = [name for name in file.files if name.startswith(_PARAMS)]
-            arrays = {name.removeprefix(_PARAMS): file[name] for name in names}
-    except Exception as error:  # damaged archives raise many types of exception
-        raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
-    if said != identity:
-        raise UserError(f"{path} is of {said}, not of {identity}; delete it")
-    if _digest(arrays) != digest:
-        raise UserError(
-            f"{path} is damaged: its parameters are not those it was made of; delete it"
-        )
-    params = unflatten_dict({k: jnp.asarray(v) for k, v in arrays.items()}, sep="/")
-    return params, reached, digest
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of the arrays' names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

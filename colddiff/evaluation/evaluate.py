@@ -244,7 +244,7 @@ def _score(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     name = "degraded" if way is None else way.sampler
     times = np.array([T]) if way is None else times_between(T, way.steps)
-    restoration = run.restoration(run.params, _keep_degraded if way is None else name)
+    restoration = run.restoration(run.params, _no_step if way is None else name)
     images = truth.images
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
@@ -320,6 +320,6 @@ def _score_batch(
     return metrics.mean_squared_error(truth, restored), ssim, x0_hat
 
 
-def _keep_degraded(restore, degrade, params, xT, keys, times, iterates_at=None):
-    """Return xT unchanged; this is the sampler of the row 'degraded'."""
-    return xT
+def _no_step(R, D, x, s, s_next):
+    """Return x unchanged; the row 'degraded' takes no step and calls no restorer."""
+    return x

@@ -10,7 +10,6 @@ number. `colddiff.evaluation.metrics` computes the distances.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,9 +25,9 @@ from ml_collections import ConfigDict
 from colddiff.data import sources
 from colddiff.evaluation import classifier, inception, metrics
 from colddiff.runtime.compiler import network_jit
-from colddiff.runtime.devices import all_hosts, create_mesh, replicate, split_rows, to_host
-from colddiff.runtime.errors import UserError, first_line, unknown_name
-from colddiff.runtime.files import atomic_write
+from colddiff.runtime.devices import create_mesh, replicate, split_rows, to_host
+from colddiff.runtime.errors import UserError, unknown_name
+from colddiff.runtime.files import cached_npz
 from colddiff.runtime.progress import Meter
 
 _COMPONENTS = 32
@@ -37,7 +36,7 @@ _EXACT = 4096  # largest H W C for which the full covariance is computed
 _KEPT = 10_000  # features for a kernel distance
 _CHUNK = 16  # images per device and call; fixed, because rounding depends on the batch size
 _BATCH = 1024  # images copied at a time
-_VERSION = 1  # version of the cached files' format
+_VERSION = 2  # version of the cached files' format
 
 
 class Features(NamedTuple):
@@ -147,8 +146,7 @@ def collect(
 def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
     """Return the feature statistics of a split of the config's data, from the cache if possible.
 
-    The images are taken in the order of `Split.order`. The file's name is a hash of everything the
-    statistics depend on, including the pixels. The file also holds the hashed text, for a check.
+    The images are taken in the order of `Split.order`. The cache identifies them by their pixels.
     """
     images, _, order = load_split(config, split)
     source = config.data.source
@@ -162,26 +160,16 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
     }
     if np.any(np.diff(order) < 0):
         identity["order"] = hashlib.sha256(order.astype(np.int64)).hexdigest()
-    text = json.dumps(identity, sort_keys=True)
-    name = f"statistics-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-    path = cache_folder() / name
-    if not all_hosts(path.exists()):
+
+    def make() -> dict[str, Any]:
+        logging.info("computing the statistics of %s, split %s", source, split)
         batches = (images[order[i : i + _BATCH]] for i in range(0, len(order), _BATCH))
-        found = collect(features, batches, total=len(images))
-        moments = found.moments[found.count]
-        with atomic_write(path) as file:
-            np.savez(file, identity=text, first=found.first, **moments._asdict())
-        logging.info("statistics of %s, split %s: %s", source, split, path)
-    try:
-        with np.load(path) as arrays:
-            moments = metrics.Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-            found = Collected({moments.count: moments}, arrays["first"])
-            said = str(arrays["identity"])
-    except Exception as error:  # damaged archives raise many types of exception
-        raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
-    if said != text:
-        raise UserError(f"{path} is of {said}, not of {text}; delete it")
-    return found
+        collected = collect(features, batches, total=len(images))
+        return {"first": collected.first, **collected.moments[len(images)]._asdict()}
+
+    arrays = cached_npz(cache_folder(), "statistics", identity, make)
+    first, count = arrays.pop("first"), int(arrays.pop("count"))
+    return Collected({count: metrics.Moments(count, **arrays)}, first)
 
 
 def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> sources.Split:

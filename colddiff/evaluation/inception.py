@@ -11,7 +11,6 @@ are in float32, because FIDs are compared to the third digit.
 import hashlib
 import http.client
 import urllib.request
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import atomic_write
+from colddiff.runtime.files import atomic_write, cached_npz
 from colddiff.runtime.pth import read_pth
 
 NAME = "inception-2015-12-05"
@@ -73,13 +72,13 @@ def load(folder: Path) -> Params:
       UserError: the download fails, and the message says which file to put where; or a file in the
         folder is damaged or not the expected one.
     """
-    converted = folder / f"{NAME}.npz"
-    if not converted.exists():
-        flat = flatten_dict(convert(read_pth(_original(folder / FILE))), sep=".")
-        with atomic_write(converted) as file:
-            np.savez(file, checksum=_checksum(flat), **flat)
-        logging.info("converted the weights of %s: %s", NAME, converted)
-    return jax.tree.map(jnp.asarray, _read(converted))
+    identity = {"sha256": SHA256, "conversion": _CONVERSION}
+
+    def make() -> dict[str, np.ndarray]:
+        return flatten_dict(convert(read_pth(_original(folder / FILE))), sep=".")
+
+    flat = cached_npz(folder, NAME, identity, make)
+    return jax.tree.map(jnp.asarray, unflatten_dict(flat, sep="."))
 
 
 def convert(state: dict[str, np.ndarray]) -> Params:
@@ -348,24 +347,3 @@ def _download(path: Path) -> None:
             f"{URL} cannot be downloaded: {first_line(error)}. Get this file of {SIZE} bytes where "
             f"there is a network, and put it at {path}"
         ) from error
-
-
-def _read(path: Path) -> Params:
-    """Read and verify the file that `load` wrote."""
-    try:
-        with np.load(path) as arrays:
-            flat = {name: arrays[name] for name in arrays.files}
-    except (EOFError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
-    if str(flat.pop("checksum", "")) != _checksum(flat):
-        raise UserError(f"{path} does not hold what was written: its checksum differs; delete it")
-    return unflatten_dict(flat, sep=".")
-
-
-def _checksum(flat: dict[str, np.ndarray]) -> str:
-    """Return the SHA-256 of the arrays, the original file's hash and `convert`'s version."""
-    digest = hashlib.sha256(f"{SHA256} {_CONVERSION}".encode())
-    for name, array in sorted(flat.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

@@ -3,7 +3,6 @@
 Priors themselves are defined in `sampling/priors.py`.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,71 +12,46 @@ from ml_collections import ConfigDict
 from colddiff.data import sources
 from colddiff.experiment.build import Experiment, make_prior
 from colddiff.runtime.devices import create_mesh, replicate
-from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import atomic_write, read_json
+from colddiff.runtime.files import cached_npz, read_json
 from colddiff.runtime.progress import Meter
 from colddiff.sampling.priors import Mixture, Prior, fit_mixture
+
+_NAME = "mixture"  # of the files in `workdir/prior`
 
 
 def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
     """Return the prior that the experiment's config names; None for 'none'.
 
-    A mixture is fitted to the training split on first use and stored in `workdir/prior`. Its file
-    records the fingerprint of these images. If `workdir/data.json` holds another fingerprint, the
-    mixture is fitted again.
+    A mixture is fitted to the training split on first use and stored in `workdir/prior`, under the
+    fingerprint of these images in `workdir/data.json`. Other images get another mixture.
 
     Raises:
-      UserError: the training split or the stored mixture cannot be read, or the mixture has another
-        shape than the config needs.
+      UserError: the training split or the stored mixture cannot be read.
     """
-    settings = experiment.config.data
 
     def mixture_of(*, size: int, components: int) -> Mixture:
-        path = _mixture_path(workdir, size, components)
-        images = json.dumps(read_json(workdir / "data.json"), sort_keys=True)
-        if path.exists() and images != "null" and _fitted_to(path) not in (images, ""):
-            logging.warning("%s was fitted to other images: fitting it anew", path)
-            path.unlink(missing_ok=True)
-        if not path.exists():
+        settings = experiment.config.data
+        identity = {
+            "images": read_json(workdir / "data.json"),
+            "shape": [components, size, size, settings.channels],
+            "seed": experiment.config.seed,
+        }
+
+        def make() -> dict[str, np.ndarray]:
             logging.info("fitting the prior to %s, split %s", settings.source, settings.train_split)
-            mixture = _fit_mixture(experiment.config, size, components)
-            with atomic_write(path) as file:
-                np.savez(file, images=images, **mixture._asdict())
-        try:
-            with np.load(path) as arrays:
-                mixture = Mixture(*(arrays[name] for name in Mixture._fields))
-        except Exception as error:  # damaged archives raise many types of exception
-            raise UserError(
-                f"{path} cannot be read: {first_line(error)}; delete it to fit it again"
-            ) from error
-        expected = (components, size, size, settings.channels)
-        if mixture.means.shape != expected:
-            found = mixture.means.shape
-            raise UserError(f"{path} has means {found}, not {expected}; delete it to fit it again")
-        return mixture
+            return _fit_mixture(experiment.config, size, components)._asdict()
+
+        return Mixture(**cached_npz(workdir / "prior", _NAME, identity, make))
 
     prior = make_prior(experiment, mixture_of)
     return None if prior is None else replicate(prior, create_mesh())
 
 
-def _fitted_to(path: Path) -> str:
-    """Return the fingerprint in a prior's file; "" if there is none or it cannot be read."""
-    try:
-        with np.load(path) as arrays:
-            return str(arrays["images"])
-    except Exception:  # the error is reported where the arrays are read
-        return ""
-
-
 def forget_priors(workdir: Path) -> None:
     """Delete the mixtures that `load_prior` stored, so that a new run fits its own."""
-    for path in (workdir / "prior").glob(_mixture_path(workdir, "*", "*").name):
+    for path in (workdir / "prior").glob(f"{_NAME}-*.npz"):
         logging.info("deleting %s, of an earlier run", path)
         path.unlink()
-
-
-def _mixture_path(workdir: Path, size: int | str, components: int | str) -> Path:
-    return workdir / "prior" / f"mixture-{size}x{size}-{components}.npz"
 
 
 def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:

@@ -43,10 +43,13 @@ from colddiff.sampling.samplers import (
     Result,
     Sampler,
     Times,
+    bind_params,
     check_times,
+    draw_patterns,
     image_keys,
-    marks_of,
     times_between,
+    visited,
+    walk,
 )
 
 LARGEST_SEED = 2**32 - 1
@@ -79,9 +82,10 @@ def run_sampler(
     times: jax.Array,
     iterates_at: jax.Array | None = None,
 ) -> Result:
-    """Return the sampler's result, `[B, H, W, C]`; jitted. The arguments are a sampler's."""
+    """Return the result of `walk` from xT `[B, H, W, C]` with the patterns of `keys` `[B]`."""
     sampler, restore, degrade, network_input, params = restoration
-    return sampler(restore, degrade, params, network_input(xT), keys, times, iterates_at)
+    R, D = bind_params(restore, params), draw_patterns(degrade, keys, xT.shape[1:])
+    return walk(sampler, R, D, network_input(xT), times, iterates_at)
 
 
 def degrade_and_restore(
@@ -166,7 +170,7 @@ class Run:
           key: key of the degradation's random patterns; image i uses `fold_in(key, i)`. Key 0 if
             None. To make xT with the same patterns, degrade with `image_keys(key, 0, B)`.
           sampler: a name of `sampling.samplers.SAMPLERS`, or a sampler function such as
-            `Partial(ddim, eta=0.5)`; the config's if None.
+            `Partial(ddim, eta=0.5)` or your own; the config's if None.
           steps: number of sampler steps, spread evenly over T; the config's if None.
           times: severities to visit instead of `steps`: decreasing integers down to 0.
           iterates_at: some of the times; if given, the result is `(x0, iterates)`, `iterates`
@@ -180,9 +184,8 @@ class Run:
             shape = ("B", *self.experiment.image_shape)
             raise UserError(f"xT must be of shape {shape}; got {np.shape(xT)}")
         check_images(xT, "xT")
-        times, marks = self._times(steps, times), _marks(iterates_at)
         restoration = self.restoration(params, sampler)
-        _check_marks(restoration.sampler, times, marks)
+        times = self._times(restoration.sampler, steps, times, iterates_at)
         keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
         xT = jnp.asarray(xT, jnp.float32)
         # The batch is split over the devices if it divides evenly, and replicated otherwise.
@@ -195,7 +198,7 @@ class Run:
             # The last batch is padded with copies of the last image.
             places = np.pad(np.arange(len(xT)), (0, -len(xT) % size), mode="edge")
             parts = [(xT[part], keys[part]) for part in places.reshape(-1, size)]
-        results = [run_sampler(restoration, *place(p, sharding), times, marks) for p in parts]
+        results = [run_sampler(restoration, *place(part, sharding), *times) for part in parts]
         return _taken(results, np.arange(len(xT)))
 
     def generate(
@@ -237,11 +240,10 @@ class Run:
         whole = seeds.ndim == 1 and np.issubdtype(seeds.dtype, np.integer)
         if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > LARGEST_SEED:
             raise UserError(f"seeds must be integers in 0..{LARGEST_SEED}; got {seeds}")
-        times, marks = self._times(steps, times), _marks(iterates_at)
+        restoration = self.restoration(params, sampler)._replace(network_input=Partial(_unchanged))
+        times, marks = self._times(restoration.sampler, steps, times, iterates_at)
         if times[0] != self.T:
             raise UserError(f"to generate, times must begin at T={self.T}; got {times}")
-        restoration = self.restoration(params, sampler)._replace(network_input=Partial(_unchanged))
-        _check_marks(restoration.sampler, times, marks)
         mesh, count = create_mesh(), self.config.eval.chunk
         places = _places(seeds, count)
         chunks = 1 + places.max() // count
@@ -269,8 +271,14 @@ class Run:
         parts = (self.restore, self.degrade, self.experiment.network_input)
         return Restoration(function, *map(as_partial, parts), params)
 
-    def _times(self, steps: int | None, times: Times | None) -> np.ndarray:
-        """Check and return the times of `steps`, `times` or the config; int32."""
+    def _times(
+        self,
+        sampler: Sampler,
+        steps: int | None,
+        times: Times | None,
+        iterates_at: Times | None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Check and return the times that the sampler visits, and `iterates_at`; int32."""
         if times is None:
             times = times_between(self.T, self.experiment.steps if steps is None else steps)
         elif steps is not None:
@@ -278,24 +286,13 @@ class Run:
         check_times(times)
         if times[0] > self.T:
             raise UserError(f"times must begin at T={self.T} or below; got {times}")
-        return np.asarray(times, np.int32)
+        times = visited(sampler, np.asarray(times, np.int32))
+        check_times(times, iterates_at)
+        return times, None if iterates_at is None else np.asarray(iterates_at, np.int32)
 
 
 def _unchanged(xT: jax.Array) -> jax.Array:
     return xT
-
-
-def _marks(iterates_at: Times | None) -> np.ndarray | None:
-    return None if iterates_at is None else np.asarray(iterates_at, np.int32)
-
-
-def _check_marks(sampler: Sampler, times: np.ndarray, marks: np.ndarray | None) -> None:
-    """Refuse marks at which the sampler has no iterate."""
-    check_times(times, marks)
-    if marks is not None:
-        has = marks_of(sampler, times, len(times))
-        if not np.isin(marks, has).all():
-            raise UserError(f"iterates_at={marks}: this sampler has iterates at {has} only")
 
 
 def _places(seeds: np.ndarray, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ class Walk(NamedTuple):
     iterates: np.ndarray
 
 
-def walk(run: Run, images: np.ndarray, count: int) -> Walk:
+def record_walk(run: Run, images: np.ndarray, count: int) -> Walk:
     """Return the iterates of the config's sampler from xT of `images` to x0.
 
     Args:
@@ -44,12 +44,12 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
     Args:
       run: the run that restores them.
       images: x0, uint8 `[B, H, W, C]`.
-      known: the iterates of these images (`walk`), if they are computed already.
+      known: the iterates of these images (`record_walk`), if they are computed already.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.
     """
-    known = walk(run, images, _STAGES) if known is None else known
+    known = record_walk(run, images, _STAGES) if known is None else known
     places = np.unique(np.linspace(0, len(known.times) - 1, _STAGES).round().astype(int))
     xT, restored = _iterates(run, images, "direct", np.array([run.T, 0]))
     columns = [from_uint8(images), xT, restored, *known.iterates[places[1:]]]

@@ -16,7 +16,7 @@ from colddiff.evaluation.evaluate import Report, Row, load_test_images
 from colddiff.images import mosaic
 from colddiff.inference.run import Run
 from colddiff.reporting import page, plots
-from colddiff.reporting.pictures import picture, walk
+from colddiff.reporting.pictures import picture, record_walk
 from colddiff.runtime.devices import is_first_host
 from colddiff.runtime.files import (
     as_json,
@@ -206,7 +206,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
             sections.append(page.Picture(kind, plot))
     if len(report.rows) > 1:
         images = load_test_images(run.config, run.config.eval.pictures)
-        way = walk(run, images, _FRAMES)
+        way = record_walk(run, images, _FRAMES)
         pictures["samples.png"] = samples = picture(run, images, way)
         title = f"From xT to x0: {TITLES[run.config.sampler.name]}"
         sections.append(page.Walk(title, way.times, [mosaic(x) for x in way.iterates]))

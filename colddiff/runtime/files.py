@@ -1,9 +1,10 @@
-"""Atomic writes, and reads that are retried when the file system fails.
+"""Atomic writes, reads that are retried when the file system fails, and caches of arrays.
 
 This module also handles JSON, Markdown tables, and GIF and PNG files.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from colddiff.runtime.devices import all_hosts
 from colddiff.runtime.errors import UserError, first_line
 
 _Value = TypeVar("_Value")
@@ -82,6 +84,55 @@ def patiently(read: Callable[[], _Value], what: str) -> _Value:
             logging.warning("%s: %s; trying again in %g s", what, reason, pause)
             time.sleep(pause)
     return read()
+
+
+def cached_npz(
+    folder: Path,
+    name: str,
+    identity: Mapping[str, Any],
+    make: Callable[[], Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Return the arrays of `folder/NAME-HASH.npz`; compute and write them if there is no such file.
+
+    The file also holds the identity and the arrays' digest, which are compared on reading. Every
+    host must call this. If one of them lacks the file, all of them compute the arrays.
+
+    Args:
+      folder: the cache folder.
+      name: the beginning of the file's name.
+      identity: everything that the arrays depend on, in JSON types; HASH is its hash.
+      make: computes the arrays, none of them called "identity" or "digest".
+
+    Raises:
+      UserError: the file cannot be read, or holds something else than was written.
+    """
+    text = json.dumps(identity, sort_keys=True)
+    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    if not all_hosts(path.exists()):
+        arrays = {key: np.asarray(array) for key, array in make().items()}
+        with atomic_write(path) as file:
+            np.savez(file, identity=text, digest=array_digest(arrays), **arrays)
+        logging.info("wrote %s", path)
+    try:
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files}
+        written, digest = str(arrays.pop("identity")), str(arrays.pop("digest"))
+    except Exception as error:  # damaged archives raise many types of exception
+        raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
+    if written != text:
+        raise UserError(f"{path} is of {written}, not of {text}; delete it")
+    if array_digest(arrays) != digest:
+        raise UserError(f"{path} is damaged: its arrays are not those that were written; delete it")
+    return arrays
+
+
+def array_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the arrays' names, shapes, dtypes and values."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,111 +1,26 @@
 """State dicts from files made here, opcode by opcode; from PyTorch's own where it is installed."""
 
-import io
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from pth_files import (
+    LITTLE,
+    Call,
+    Global,
+    Persistent,
+    pickled,
+    storage,
+    tensor,
+    write_legacy,
+    write_zip,
+)
 
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.pth import read_pth
-
-
-class Global(NamedTuple):
-    """A name in a pickle; it need not exist here."""
-
-    module: str
-    name: str
-
-
-class Call(NamedTuple):
-    function: Any
-    arguments: Any
-
-
-class Persistent(NamedTuple):
-    identity: Any
-
-
-class Pickler(pickle._Pickler):
-    """Python's own in Python, which also writes the three above."""
-
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, Global) and self.proto >= 4:
-            self.save(obj.module)
-            self.save(obj.name)
-            self.write(pickle.STACK_GLOBAL)
-        elif isinstance(obj, Global):
-            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-        elif isinstance(obj, Call):
-            self.save(obj.function)
-            self.save(obj.arguments)
-            self.write(pickle.REDUCE)
-        elif isinstance(obj, Persistent):
-            self.save(obj.identity)
-            self.write(pickle.BINPERSID)
-        else:
-            super().save(obj, save_persistent_id)
-
-
-def pickled(value, protocol=2):
-    file = io.BytesIO()
-    Pickler(file, protocol).dump(value)
-    return file.getvalue()
-
-
-KINDS = {np.dtype("float32"): "FloatStorage", np.dtype("int64"): "LongStorage"}
-
-
-def storage(key, array, *, legacy=False):
-    kind = Global("torch", KINDS[array.dtype])
-    return Persistent(("storage", kind, key, "cpu", array.size, *[None] * legacy))
-
-
-def tensor(storage, offset, shape, strides):
-    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    return Call(rebuild, (storage, offset, shape, strides, False, OrderedDict()))
-
-
-def write_zip(path, state, storages, *, prefix="archive", protocol=2, **records):
-    """`records` replaces or, with None, leaves out a record: data_pkl, byteorder, data_0, ..."""
-    records = {
-        "data_pkl": pickled(state, protocol),
-        "byteorder": b"little",
-        "version": b"3\n",
-        **{f"data_{key}": array.tobytes() for key, array in storages.items()},
-    } | records
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in records.items():
-            if content is not None:
-                name = "data.pkl" if name == "data_pkl" else name.replace("_", "/")
-                archive.writestr(f"{prefix}/{name}", content)
-
-
-LITTLE = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4, "long": 4}}
-
-
-def write_legacy(path, state, storages, *, system=LITTLE):
-    pickles = (0x1950A86A20F9469CFC6C, 1001, system, state, [*storages])
-    parts = [pickled(value) for value in pickles]
-    for array in storages.values():
-        parts += [array.size.to_bytes(8, "little"), array.tobytes()]
-    path.write_bytes(b"".join(parts))
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A file that holds these arrays by their names, in the layout of 2019."""
-    storages = {str(i): array for i, array in enumerate(arrays.values())}
-    state = OrderedDict()
-    for (key, array), name in zip(storages.items(), arrays, strict=True):
-        strides = tuple(n // array.itemsize for n in array.strides)
-        state[name] = tensor(storage(key, array, legacy=True), 0, array.shape, strides)
-    write_legacy(path, state, storages)
-
 
 BASE, COUNT = np.arange(24, dtype=np.float32) / 7, np.array([5])
 STORAGES = {"0": BASE, "1": COUNT}

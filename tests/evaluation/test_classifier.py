@@ -123,15 +123,15 @@ def test_damaged_files_are_refused(quick):
     with np.load(path) as file:
         arrays = dict(file)
     changes = (
-        ({"params/logits/bias": arrays["params/logits/bias"] + 1e-6}, "is damaged.*delete it"),
-        ({"params/more": np.zeros(3)}, "is damaged.*delete it"),
+        ({"logits/bias": arrays["logits/bias"] + 1e-6}, "is damaged.*delete it"),
+        ({"logits/more": np.zeros(3)}, "is damaged.*delete it"),
         ({"identity": "{}"}, r"is of \{\}, not of .*delete it"),
     )
     for change, message in changes:
         np.savez(path, **arrays | change)
         with pytest.raises(UserError, match=message):
             load()
-    for name in ("accuracy", "digest", "identity", "params/logits/bias"):
+    for name in ("accuracy", "digest", "identity", "logits/bias"):
         np.savez(path, **{k: v for k, v in arrays.items() if k != name})
         with pytest.raises(UserError, match="delete it"):
             load()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.tree_util import Partial
-from test_pth import save_arrays
+from pth_files import save_arrays
 
 from colddiff.evaluation import inception
 from colddiff.runtime.errors import UserError
@@ -226,7 +226,8 @@ def test_load_downloads_and_converts_once(small, caplog):
     path.unlink()
     (folder / inception.FILE).unlink()
     assert_same(inception.load(folder), expected)
-    assert [p.name for p in folder.iterdir()] == ["inception-2015-12-05.npz"]
+    [converted] = folder.iterdir()
+    assert converted.match("inception-2015-12-05-*.npz")
 
 
 def test_load_takes_a_file_put_there(small, monkeypatch):
@@ -278,13 +279,15 @@ def test_another_file_in_its_place_is_refused(small):
 def test_changed_converted_weights_are_refused(small, monkeypatch):
     _, folder, _ = small
     inception.load(folder)
-    path = folder / "inception-2015-12-05.npz"
+    [path] = folder.glob("*.npz")
     content = path.read_bytes()
     with np.load(path) as arrays:
         written = dict(arrays)
 
     def refused(message):
-        with pytest.raises(UserError, match=rf"inception-2015-12-05\.npz {message}.*; delete it"):
+        with pytest.raises(
+            UserError, match=rf"inception-2015-12-05-\w+\.npz {message}.*; delete it"
+        ):
             inception.load(folder)
 
     kernel = written["first.kernel"]
@@ -292,10 +295,10 @@ def test_changed_converted_weights_are_refused(small, monkeypatch):
         {"first.kernel": np.nextafter(kernel, 9, dtype=np.float32)},
         {"first.kernel": kernel.reshape(-1)},
         {"first.more": kernel},
-        {"checksum": "0"},
+        {"digest": "0"},
     ):
         np.savez(path, **(written | changes))
-        refused("does not hold what was written")
+        refused("is damaged: its arrays are not those that were written")
     for wrong in (content[: len(content) // 2], b"", b"text"):
         path.write_bytes(wrong)
         refused("cannot be read")
@@ -305,4 +308,5 @@ def test_changed_converted_weights_are_refused(small, monkeypatch):
     path.write_bytes(content)
     inception.load(folder)
     monkeypatch.setattr(inception, "SHA256", "0")
-    refused("does not hold what was written")
+    with pytest.raises(UserError, match=r"SHA-256 .*; delete it"):
+        inception.load(folder)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import sample
 from jax.tree_util import Partial
 
 from colddiff.degradations import compose, gaussian_blur, gaussian_noise, split
@@ -64,20 +65,20 @@ BLENDS_ONLY = ("ddim", "ddpm")
 def test_a_perfect_restorer_gives_x0(name, degrade, times, x0, keys):
     if name in BLENDS_ONLY and degrade is not NOISE:
         with pytest.raises(UserError, match="ddim and ddpm take only blends"):
-            SAMPLERS[name](oracle, degrade, x0, x0, keys, np.array(times))
+            sample(SAMPLERS[name], oracle, degrade, x0, x0, keys, np.array(times))
         return
     xT = jax.vmap(degrade, (0, None, 0))(x0, T, keys)
-    found = SAMPLERS[name](oracle, degrade, x0, xT, keys, np.array(times))
+    found = sample(SAMPLERS[name], oracle, degrade, x0, xT, keys, np.array(times))
     np.testing.assert_allclose(found, x0, atol=1e-5)
 
 
 @pytest.mark.parametrize("times", [np.arange(T, -1, -1), np.array([10, 6, 5, 1, 0])], ids=str)
 def test_tacos_forgives_a_wrong_restorer_and_naive_does_not(times, x0, keys):
     at = lambda s: jax.vmap(add_e, (0, None, 0))(x0, s, keys)  # noqa: E731
-    found, iterates = tacos(wrong, add_e, x0, at(T), keys, times, times)
+    found, iterates = sample(tacos, wrong, add_e, x0, at(T), keys, times, times)
     np.testing.assert_allclose(iterates, jnp.stack([at(s) for s in times]), atol=1e-5)
     np.testing.assert_allclose(found, x0, atol=1e-5)
-    assert np.abs(naive(wrong, add_e, x0, at(T), keys, times) - x0).mean() > 0.3
+    assert np.abs(sample(naive, wrong, add_e, x0, at(T), keys, times) - x0).mean() > 0.3
 
 
 def test_each_sampler_is_its_algorithm(x0, keys):
@@ -92,16 +93,16 @@ def test_each_sampler_is_its_algorithm(x0, keys):
         x_hat = R(algorithm_2, s)
         algorithm_2 = algorithm_2 - D(x_hat, s, keys) + D(x_hat, s_next, keys)
     arguments = (wrong, BLUR, x0, xT, keys, jnp.array(times))
-    np.testing.assert_allclose(naive(*arguments), algorithm_1, atol=1e-5)
-    np.testing.assert_allclose(tacos(*arguments), algorithm_2, atol=1e-5)
-    np.testing.assert_allclose(direct(*arguments), R(xT, T), atol=1e-5)
+    np.testing.assert_allclose(sample(naive, *arguments), algorithm_1, atol=1e-5)
+    np.testing.assert_allclose(sample(tacos, *arguments), algorithm_2, atol=1e-5)
+    np.testing.assert_allclose(sample(direct, *arguments), R(xT, T), atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", [tacos, ddim, ddpm])
 def test_noise_goes_to_x0_with_a_perfect_restorer(sampler, x0, keys):
     """Fixed and estimated noise, from a prior that knows nothing of x0."""
     xT = jax.vmap(pattern(NOISE, T=T, shape=SHAPE[1:]))(keys)
-    found = sampler(oracle, NOISE, x0, xT, keys, times_between(T, T))
+    found = sample(sampler, oracle, NOISE, x0, xT, keys, times_between(T, T))
     # xT is D(0, T), not D(x0, T), and Algorithm 2 carries the difference along.
     expected = (1 - np.sqrt(ABAR[T])) * x0 if sampler is tacos else x0
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -119,7 +120,7 @@ def test_algorithm_2_with_estimated_noise_is_ddim(times, x0, keys):
         x = x - D(x_hat, s, z_hat) + D(x_hat, s_next, z_hat)
         expected.append(x)
     start = jnp.asarray(expected[0], jnp.float32)
-    _, iterates = ddim(wrong, NOISE, x0, start, keys, np.array(times), times)
+    _, iterates = sample(ddim, wrong, NOISE, x0, start, keys, np.array(times), times)
     np.testing.assert_allclose(iterates, np.stack(expected), atol=1e-5)
 
 
@@ -139,7 +140,7 @@ def test_a_step_of_ddpm_draws_from_the_posterior(s, s_next):
     times = np.array([s, s_next, 0])
     keys = image_keys(jax.random.key(2), 0, BIG[0])
     answer, start = jnp.full(BIG, x0), jnp.full(BIG, x)
-    _, iterates = ddpm(oracle, NOISE, answer, start, keys, times, [s_next])
+    _, iterates = sample(ddpm, oracle, NOISE, answer, start, keys, times, [s_next])
     assert np.mean(iterates) == pytest.approx(mean, abs=4 * np.sqrt(variance / iterates.size))
     assert np.std(iterates) == pytest.approx(np.sqrt(variance), rel=0.02)
 
@@ -151,7 +152,8 @@ def test_the_whole_family_keeps_the_marginals(eta):
     x0 = jnp.full(BIG, 0.4)
     xT = jax.vmap(NOISE, (0, None, 0))(x0, T, keys)
     times = [10, 8, 5, 2, 1, 0]
-    _, iterates = ddim(oracle, NOISE, x0, xT, keys, np.array(times), times, eta=eta)
+    family = Partial(ddim, eta=eta)
+    _, iterates = sample(family, oracle, NOISE, x0, xT, keys, np.array(times), times)
     for s, x in zip(times[:-1], iterates, strict=False):
         error = 4 * np.sqrt((1 - ABAR[s]) / x.size)
         assert np.mean(x) == pytest.approx(np.sqrt(ABAR[s]) * 0.4, abs=error)
@@ -160,7 +162,7 @@ def test_the_whole_family_keeps_the_marginals(eta):
 
 def test_only_ddpm_is_random(x0, keys):
     others = image_keys(jax.random.key(6), 0, SHAPE[0])
-    go = lambda sampler, keys: sampler(wrong, NOISE, x0, x0, keys, np.array([10, 5, 1, 0]))  # noqa: E731
+    go = lambda sampler, keys: sample(sampler, wrong, NOISE, x0, x0, keys, np.array([10, 5, 1, 0]))  # noqa: E731
     assert np.array_equal(go(ddim, keys), go(ddim, others))
     found = np.stack([go(ddpm, keys), go(ddpm, others)])
     assert np.abs(found[0] - found[1]).mean() > 0.01
@@ -177,8 +179,8 @@ def test_epsilon_is_independent_of_what_a_degradation_draws(sampler):
     keys = image_keys(jax.random.key(4), 0, BIG[0])
     x0, x = np.float64(0.4), np.float64(-0.7)
     times = np.array([s, s_next, 0])
-    walk = (jnp.full(BIG, x0), jnp.full(BIG, x), keys, times, [s_next])
-    _, iterates = sampler(oracle, NOISE, *walk)
+    arguments = (jnp.full(BIG, x0), jnp.full(BIG, x), keys, times, [s_next])
+    _, iterates = sample(sampler, oracle, NOISE, *arguments)
     eta = 1.0 if sampler is ddpm else 0.5
     sigma = eta * np.sqrt((1 - ABAR[s_next]) / (1 - ABAR[s]) * (1 - ABAR[s] / ABAR[s_next]))
     z_hat = (x - np.sqrt(ABAR[s]) * x0) / np.sqrt(1 - ABAR[s])
@@ -195,15 +197,15 @@ def test_epsilon_is_independent_of_what_a_degradation_draws(sampler):
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_iterates_begin_at_the_start_and_end_at_the_result(name, x0, keys):
     arguments = (wrong, NOISE, x0, x0, keys, np.array([10, 4, 0]))
-    result, iterates = SAMPLERS[name](*arguments, [10, 0])
+    result, iterates = sample(SAMPLERS[name], *arguments, [10, 0])
     assert iterates.shape == (2, *SHAPE)
     assert np.array_equal(iterates[0], x0)
     assert np.array_equal(iterates[1], result)
-    np.testing.assert_allclose(result, SAMPLERS[name](*arguments), atol=1e-6)
+    np.testing.assert_allclose(result, sample(SAMPLERS[name], *arguments), atol=1e-6)
 
 
 def test_an_image_does_not_depend_on_its_batch(x0):
-    run = lambda x, keys: tacos(wrong, add_e, x, x, keys, np.arange(T, -1, -1))  # noqa: E731
+    run = lambda x, keys: sample(tacos, wrong, add_e, x, x, keys, np.arange(T, -1, -1))  # noqa: E731
     together = run(x0, image_keys(jax.random.key(1), 7, 3))
     alone = run(x0[2:], image_keys(jax.random.key(1), 9, 1))
     np.testing.assert_allclose(together[2:], alone, atol=1e-6)
@@ -215,7 +217,7 @@ def test_the_loop_compiles_once_for_all_times_of_one_length(x0, keys):
     @jax.jit
     def run(xT, times):
         traces.append(times)
-        return tacos(wrong, BLUR, x0, xT, keys, times)
+        return sample(tacos, wrong, BLUR, x0, xT, keys, times)
 
     for times in ([10, 5, 0], [9, 1, 0], [3, 2, 0]):
         run(x0, jnp.array(times))
@@ -239,9 +241,9 @@ def test_times_between():
 @pytest.mark.parametrize("times", [[5, 5, 0], [0, 5], [5, 1], [5], [5.0, 0.0], [[5, 0]]])
 def test_wrong_times_are_refused(times, x0, keys):
     with pytest.raises(UserError, match="two or more integers decreasing to 0; got"):
-        tacos(oracle, BLUR, x0, x0, keys, np.array(times))
+        sample(tacos, oracle, BLUR, x0, x0, keys, np.array(times))
 
 
 def test_iterates_at_other_times_are_refused(x0, keys):
     with pytest.raises(UserError, match=r"iterates_at=\[4\] must be some of the times"):
-        tacos(oracle, BLUR, x0, x0, keys, [10, 5, 0], [4])
+        sample(tacos, oracle, BLUR, x0, x0, keys, [10, 5, 0], [4])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, config_anywhere
+from conftest import CONFIGS, config_anywhere, sample
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
@@ -138,7 +138,7 @@ def test_severity_grows(degrade, last):
 def test_a_perfect_restorer_gives_x0(degrade, last, x0, keys):
     xT = jax.vmap(degrade, (0, None, 0))(x0, last, keys)
     oracle = lambda params, x, t: params  # noqa: E731
-    found = tacos(oracle, degrade, x0, xT, keys, times_between(last, last))
+    found = sample(tacos, oracle, degrade, x0, xT, keys, times_between(last, last))
     np.testing.assert_allclose(found, x0, atol=1e-5)
 
 

@@ -146,9 +146,9 @@ def test_a_picture_of_a_known_walk(experiment):
     """Is the picture without it: the columns are its stages, from xT to x0."""
     run = Run(experiment, init_params(experiment, jax.random.key(0)))
     images = evaluate.load_test_images(experiment.config, 2)
-    way = pictures.walk(run, images, 50)
+    way = pictures.record_walk(run, images, 50)
     assert way.times == [6, 5, 4, 3, 2, 1, 0]
-    few = pictures.walk(run, images, 6)
+    few = pictures.record_walk(run, images, 6)
     assert few.times == [6, 5, 4, 2, 1, 0]
     for i, t in enumerate(few.times):
         np.testing.assert_allclose(few.iterates[i], way.iterates[6 - t], atol=1e-5)

@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib.colors import to_rgb
 
 from colddiff.reporting.plots import curves
@@ -118,5 +118,4 @@ def test_it_leaves_nothing_behind():
     code += "assert dict(matplotlib.rcParams) == before\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     environment = os.environ | {"MPLBACKEND": "agg"}  # unset, reading it imports pyplot
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
