@@ -86,7 +86,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
             return _read_zip(content)
         if content.startswith(_PICKLE):
             return _read_legacy(content)
-        raise UserError(f"it begins with {content[:4]!r}, not as a zip archive or a pickle")
+        raise UserError(f"it begins with {content[:4]!r}, not like a zip archive or a pickle")
     except (EOFError, NotImplementedError, OSError, ValueError, zipfile.BadZipFile) as error:
         message = f"{path} cannot be read as a state dict of PyTorch: {first_line(error)}"
         raise UserError(message) from error
@@ -104,7 +104,7 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
                 raise UserError(f"its record {name!r} is compressed or encrypted; expected neither")
         pickles = [name for name in entries if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise UserError(f"it has {len(pickles)} records PREFIX/data.pkl, not one")
+            raise UserError(f"it has {len(pickles)} records PREFIX/data.pkl; expected 1")
         prefix = pickles[0].removesuffix("data.pkl")
         order = f"{prefix}byteorder"  # absent before PyTorch 2.1
         if order in entries and archive.read(order) != b"little":
@@ -128,7 +128,7 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(content)
     for expected in _LEGACY:
         if _unpickle(file) != expected:
-            raise UserError("it is a pickle, but not one of PyTorch's")
+            raise UserError("it is a pickle that PyTorch did not write")
     system = _unpickle(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UserError("its byte order is not little-endian")
@@ -136,9 +136,9 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     keys = _unpickle(file)
     storages = {s.key: s for s in _storages(tensors, len(content))}
     if not isinstance(keys, list) or any(type(key) is not str for key in keys):
-        raise UserError("its list of storages is not one of names")
+        raise UserError("its list of storages does not consist of names")
     if sorted(keys) != sorted(storages):
-        raise UserError("its list of storages is not that of its tensors")
+        raise UserError("its list of storages differs from the storages of its tensors")
 
     def read(storage: _Storage) -> bytes:
         count = int.from_bytes(file.read(8), "little")
@@ -146,12 +146,12 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
             raise UserError(f"a storage has {count} numbers, not {storage.count}")
         data = file.read(storage.size)
         if len(data) < storage.size:
-            raise UserError("it ends too soon")
+            raise UserError("it ends within a storage")
         return data
 
     found = _arrays(tensors, [storages[key] for key in keys], read)
     if file.read(1):
-        raise UserError("it goes on after its last storage")
+        raise UserError("it has more bytes after its last storage")
     return found
 
 
@@ -161,7 +161,7 @@ def _state(value: Any) -> dict[str, _Tensor]:
     for name, tensor in value.items():
         if not isinstance(tensor, _Tensor):
             kind = type(tensor).__name__
-            raise UserError(f"it holds a {kind} by the name {name[:80]!r}, not a tensor")
+            raise UserError(f"its entry {name[:80]!r} is a {kind}, not a tensor")
     return value
 
 
@@ -172,7 +172,7 @@ def _storages(tensors: dict[str, _Tensor], size: int) -> list[_Storage]:
         raise UserError("it gives one storage two types or sizes")
     promised = sum(storage.size for storage in storages)
     if promised > size:
-        raise UserError(f"its tensors need {promised} bytes, and the file has {size}")
+        raise UserError(f"its tensors need {promised} bytes, but the file has {size}")
     return storages
 
 
@@ -268,15 +268,17 @@ def _extend(target: Any, items: list[Any]) -> None:
         case dict() if len(items) % 2 == 0 and all(type(key) is str for key in items[::2]):
             target.update(zip(items[::2], items[1::2], strict=True))
         case _:
-            raise UserError("its pickle adds to something that is no list and no dict of names")
+            raise UserError(
+                "its pickle adds to an object that is neither a list nor a dict of names"
+            )
 
 
 def _global(*names: Any) -> _Global:
     """Return the global named by 'module attribute' or by two strings, if a state dict needs it."""
-    name = " ".join(names) if all(type(name) is str for name in names) else "what has no name"
+    name = " ".join(names) if all(type(name) is str for name in names) else ""
     if name not in _GLOBALS:
-        asked = name[:80].replace(" ", ".")
-        raise UserError(f"it asks for {asked}, which no state dict needs; nothing of it was run")
+        asked = name[:80].replace(" ", ".") or "a global without a name"
+        raise UserError(f"it asks for {asked}, which no state dict needs; none of it was executed")
     return _Global(name)
 
 
@@ -286,7 +288,7 @@ def _storage(identity: Any) -> _Storage:
         case ("storage", _Global(name), str() as key, str(), int() as count, *rest):
             if name in _STORAGES and rest in ([], [None]) and 0 <= count < _LARGEST:
                 return _Storage(_STORAGES[name], key, count)
-    raise UserError("its pickle refers to something outside that is not a storage")
+    raise UserError("its pickle refers to an external object that is not a storage")
 
 
 def _call(function: Any, arguments: Any) -> Any:
@@ -302,7 +304,7 @@ def _call(function: Any, arguments: Any) -> Any:
         ) if name == _TENSOR:
             if [type(x) for x in rest] == [bool, dict]:  # requires_grad, hooks
                 return _tensor(storage, offset, shape, strides)
-    raise UserError("its pickle makes a call that no state dict makes; nothing of it was run")
+    raise UserError("its pickle makes a call that no state dict makes; none of it was executed")
 
 
 def _tensor(
@@ -310,9 +312,12 @@ def _tensor(
 ) -> _Tensor:
     """Return a tensor after checking that it lies inside its storage and is not larger than it."""
     if len(shape) != len(strides) or len(shape) > _DIMENSIONS:
-        raise UserError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
+        raise UserError(
+            f"a tensor has {len(shape)} dimensions and {len(strides)} strides; expected as many "
+            f"strides as dimensions, at most {_DIMENSIONS}"
+        )
     if any(type(n) is not int or not 0 <= n < _LARGEST for n in (offset, *shape, *strides)):
-        raise UserError("a tensor's offset, shape or strides are not whole numbers, 0 or more")
+        raise UserError("a tensor's offset, shape or strides are not all integers of 0 or more")
     count = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if count > storage.count or offset > storage.count or (count and last >= storage.count):
