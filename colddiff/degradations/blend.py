@@ -60,7 +60,9 @@ def animorph(
         raise UserError(f"bank must be uint8 images [N, H, W, C]; got {found}")
     count = len(bank) if bank_size is None else bank_size
     if not 1 <= count <= len(bank):
-        raise UserError(f"bank_size={count} must lie in 1..{len(bank)}, the images of the bank")
+        raise UserError(
+            f"bank_size={count} must lie in 1..{len(bank)}, the number of images in the bank"
+        )
     pick = Partial(_pick, jnp.asarray(bank), jnp.int32(count))
     return from_pattern(pick, Partial(_blend, _weights(num_steps, schedule)))
 
@@ -85,7 +87,10 @@ def _pick(
 ) -> jax.Array:
     """Return one of the first `count` images of the bank, in [-1, 1]."""
     if bank.shape[1:] != shape:
-        raise UserError(f"the bank's images are {bank.shape[1:]}; x0 is {shape}")
+        raise UserError(
+            f"the bank's images have shape {bank.shape[1:]}, but x0 has shape {shape}; load the "
+            "bank with x0's size and channels"
+        )
     return from_uint8(bank[jax.random.randint(key, (), 0, count)])
 
 

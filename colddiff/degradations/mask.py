@@ -63,7 +63,9 @@ def gaussian_mask(
       UserError: a setting is invalid.
     """
     if image_size < 2 or num_steps < 1:
-        raise UserError(f"image_size={image_size} must be 2, num_steps={num_steps} 1 or more")
+        raise UserError(
+            f"image_size={image_size} must be 2 or more, and num_steps={num_steps} 1 or more"
+        )
     if center == "image":
         low = high = 0
         size, middle = image_size, (image_size - 1) // 2
@@ -108,7 +110,8 @@ def _apply(
     n = image_size.pixels
     if pattern.color.ndim and pattern.color.shape != x0.shape[-1:]:
         raise UserError(
-            f"fade_to has {len(pattern.color)} values for images of {x0.shape[-1]} channels"
+            f"fade_to has {len(pattern.color)} values for images of {x0.shape[-1]} channels; give "
+            "one value, or one for each channel"
         )
     mask = jax.lax.dynamic_slice(G, (t, *pattern.corner), (1, n, n))[0, :, :, None]
     color = jnp.broadcast_to(pattern.color, x0.shape[-1:])[None, None]
@@ -134,5 +137,5 @@ def _color(fade_to: object) -> np.ndarray:
     except (TypeError, ValueError):
         color = np.array(np.nan)
     if color.ndim > 1 or not np.all(np.abs(color) <= 1):
-        raise UserError(f"fade_to={fade_to!r} must lie in [-1, 1]: black, gray 0, white")
+        raise UserError(f"fade_to={fade_to!r} must lie in [-1, 1], from black to white")
     return color

@@ -33,7 +33,10 @@ def pixelate(*, image_size: int, num_steps: int, method: str = "area") -> Partia
     if method not in ("area", "bicubic"):
         raise unknown_name("method", method, ("area", "bicubic"))
     if image_size < 1 or num_steps < 1 or image_size % 2**num_steps:
-        raise UserError(f"image_size={image_size} cannot be halved num_steps={num_steps} times")
+        raise UserError(
+            f"image_size={image_size} cannot be halved num_steps={num_steps} times; image_size "
+            "must be a multiple of 2^num_steps, and num_steps 1 or more"
+        )
     A = [np.eye(image_size)]
     for t in range(1, num_steps + 1):
         shrink = _block_means if method == "area" else _bicubic

@@ -26,8 +26,8 @@ def exponential(num_steps: int, *, start: float, rate: float) -> list[float]:
         return [start * math.exp(rate * i) for i in range(num_steps)]
     except OverflowError as error:
         raise UserError(
-            f"start={start}, rate={rate} of an exponential schedule are beyond all floats within "
-            f"num_steps={num_steps}; take a smaller rate"
+            f"start={start}, rate={rate} of an exponential schedule give values too large for a "
+            f"float within num_steps={num_steps}; use a smaller rate"
         ) from error
 
 
@@ -44,7 +44,9 @@ def per_step(name: str, value: float | Sequence[float], num_steps: int) -> list[
       UserError: the list has another length, or a value is not a positive finite number.
     """
     if not isinstance(value, int | float | Sequence) or isinstance(value, str):
-        raise UserError(f"{name}={value!r} must be a number or a list of num_steps={num_steps}")
+        raise UserError(
+            f"{name}={value!r} must be a number or a list of num_steps={num_steps} numbers"
+        )
     values = [value] * num_steps if isinstance(value, int | float) else list(value)
     if len(values) != num_steps:
         raise UserError(f"{name} has {len(values)} values; give 1 or num_steps={num_steps}")

@@ -123,14 +123,14 @@ def _walk(i: int, walk: Walk) -> str:
     times, last = [int(t) for t in walk.times], len(walk.frames) - 1
     if last < 0 or len(times) != len(walk.frames):
         raise UserError(
-            f"walk {walk.title!r} needs a frame, and a time for each; got {len(walk.frames)} "
-            f"frames, {len(times)} times"
+            f"walk {walk.title!r} needs one or more frames, and one time for each; got "
+            f"{len(walk.frames)} frames, {len(times)} times"
         )
     if any(t <= later for t, later in pairwise(times)):
         raise UserError(f"times of walk {walk.title!r} must decrease; got {times}")
     shapes = {np.shape(frame) for frame in walk.frames}
     if len(shapes) > 1:
-        raise UserError(f"frames of walk {walk.title!r} must be of one shape; got {shapes}")
+        raise UserError(f"frames of walk {walk.title!r} must have one shape; got {shapes}")
     images = "\n".join(
         _image(walk.title, frame, f"{walk.title}, t = {t}", f'data-t="{t}"', hidden=j < last)
         for j, (t, frame) in enumerate(zip(times, walk.frames, strict=True))

@@ -105,7 +105,10 @@ def fit_mixture(
     values = blocks.reshape(len(blocks), -1)
     if len(values) < max(components, 2):
         needed = max(components, 2)
-        raise UserError(f"a mixture of {components} needs {needed} images; there are {len(values)}")
+        raise UserError(
+            f"a mixture of {components} components needs {needed} or more images; there are "
+            f"{len(values)}"
+        )
     found = GaussianMixture(components, covariance_type="full", random_state=seed).fit(values)
     means = found.means_.reshape(components, *blocks.shape[1:])
     arrays = (found.weights_, means, np.linalg.cholesky(found.covariances_))

@@ -142,7 +142,7 @@ OK = np.zeros((4, 6, 3), np.uint8)
         (Walk("w", [], []), "got 0 frames, 0 times"),
         (Walk("w", [0, 1], [OK, OK]), r"must decrease; got \[0, 1\]"),
         (Walk("w", [1, 1], [OK, OK]), r"must decrease; got \[1, 1\]"),
-        (Walk("w", [1, 0], [OK, OK[1:]]), "of one shape"),
+        (Walk("w", [1, 0], [OK, OK[1:]]), "must have one shape; got"),
         (Walk("w", [1, 0], [OK.astype(int)] * 2), "got int64"),
         (Table("t", ["a", "b"], [["1", "2"], ["1"]]), r"header's 2 cells; got \['1'\]"),
         (Table("t", [], [[]]), "header's 0 cells"),

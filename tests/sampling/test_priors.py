@@ -178,7 +178,7 @@ def test_wrong_settings_are_refused(mixture):
         fit_mixture(BANK, size=3)
     with pytest.raises(UserError, match="components=0 of a mixture must be 1 or more"):
         fit_mixture(BANK, size=1, components=0)
-    with pytest.raises(UserError, match="a mixture of 6 needs 6 images; there are 5"):
+    with pytest.raises(UserError, match="6 components needs 6 or more images; there are 5"):
         fit_mixture(BANK, size=1, components=6)
 
 
