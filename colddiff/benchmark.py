@@ -261,7 +261,8 @@ def _time_starts(arguments: Sequence[str]) -> list[Timing]:
                 command += ["--config.train.num_steps=1", "--config.train.sample_every=0"]
                 command += ["--config.train.scored=0", "--config.train.best="]
                 found.append(_until_first_step(command, environment))
-        logging.info("start %d of %d: %.3g s, cached %.3g s", number, _STARTS, cold[-1], warm[-1])
+        told = "start %d of %d: %.3g s without a compilation cache, %.3g s with it"
+        logging.info(told, number, _STARTS, cold[-1], warm[-1])
     return [
         Timing("start, nothing cached", _quartiles(cold)),
         Timing("start, cached", _quartiles(warm)),

@@ -38,41 +38,55 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_c
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where the run lives: checkpoints, logs, pictures. --mode=evaluate takes several, A,B,C: it "
-    "scores each with its own config and makes one table.",
+    "The run's folder, for checkpoints, logs and pictures. --mode=evaluate also takes several "
+    "folders, A,B,C: it scores each run with its own config and writes one table of all.",
 )
 _MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
-_SEEDS = flags.DEFINE_string("seeds", "0-63", "Of the images to generate: 0-9999 or 3,7,20-29.")
+_SEEDS = flags.DEFINE_string(
+    "seeds", "0-63", "Seeds of the images to generate, such as 0-9999 or 3,7,20-29."
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Folder of generated images, one of its own in WORKDIR/generated if not given; or of the table "
-    "of several runs, evaluation if not given.",
+    "Output folder. --mode=generate writes the images there; the default is a folder in "
+    "WORKDIR/generated, one for each set of settings. --mode=evaluate of several runs writes the "
+    "table there; the default is the folder 'evaluation'.",
 )
 _STEP = flags.DEFINE_string(
-    "step", None, "Of which checkpoint: a number, or best; the last if none."
+    "step",
+    None,
+    "Step of the checkpoint to load: a number, or best for the best by config.train.best. The "
+    "default is the last step.",
 )
 _SAMPLERS = flags.DEFINE_list(
-    "samplers", None, "To evaluate with, instead of config.eval.samplers: direct,naive,tacos."
+    "samplers",
+    None,
+    "Samplers to evaluate, such as direct,naive,tacos. The default is config.eval.samplers.",
 )
 _STEPS = flags.DEFINE_list(
-    "steps", None, "Numbers of steps to evaluate each sampler with: 5,10,20. Makes a study."
+    "steps",
+    None,
+    "Numbers of sampler steps to evaluate each sampler with, such as 5,10,20. The report is then "
+    "called study, and plots the scores against the steps.",
 )
 _ACCEPT_SOURCE = flags.DEFINE_bool(
     "accept_source",
     False,
-    "Go on training although the source of the degradation, a FILE.py:FUNCTION, has changed.",
+    "Resume training although the source of the degradation FILE.py:FUNCTION has changed.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "ADDRESS:PORT of host 0, for several hosts that neither SLURM nor Open MPI started; with "
-    "--num_hosts and --host. Or auto, on TPU pods and GKE: the environment says the rest.",
+    "ADDRESS:PORT of host 0, with --num_hosts and --host, for several hosts that neither SLURM nor "
+    "Open MPI started. On TPU pods and GKE give auto: the environment has the other values.",
 )
-_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "How many processes there are.")
-_HOST = flags.DEFINE_integer("host", None, "Which of them this one is, from 0.")
+_NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "Number of hosts, one process each.")
+_HOST = flags.DEFINE_integer("host", None, "Index of this host, from 0.")
 _FOLDERS = flags.DEFINE_multi_string(
-    "folder", [], "TITLE=FOLDER of images to compare with the config's data; give one or more."
+    "folder",
+    [],
+    "TITLE=FOLDER of generated images to compare with the config's data. Repeat the flag for more "
+    "folders.",
 )
 
 
@@ -160,7 +174,10 @@ def _config_arguments() -> list[str]:
             if not equals:
                 found.append(next(given))
     if not found:
-        raise UserError("--mode=benchmark starts commands with the same config: give --config here")
+        raise UserError(
+            "--mode=benchmark found no --config on the command line, but passes it on to the "
+            "commands that it times; give --config there"
+        )
     return found
 
 
@@ -199,7 +216,8 @@ def _workdirs() -> list[str]:
     text = _WORKDIR.value
     if "://" in text:
         raise UserError(
-            f"--workdir={text} must be a folder; mount the bucket, and give where it is"
+            f"--workdir={text} must be a folder, not a URL; mount the bucket, and give the folder "
+            "where it is mounted"
         )
     several = _MODE.value == "evaluate" and not Path(text).expanduser().is_dir()
     return text.split(",") if several else [text]
@@ -217,16 +235,20 @@ def _check_flags() -> None:
     step = _step()
     if mode == "train_and_evaluate" and isinstance(step, int):
         raise UserError(
-            f"--step={step} is for --mode=evaluate, once the run is trained; here use --step=best, "
-            "or leave it out for the last step"
+            f"--step={step} cannot be used with --mode=train_and_evaluate, which takes only "
+            "--step=best. Leave it out to evaluate the last step, or use --mode=evaluate once the "
+            "run is trained"
         )
     if mode == "train_and_evaluate" and step == "best" and not _CONFIG.value.train.best:
         raise UserError(
-            "--step=best needs a score to tell the best checkpoint by: --config.train.best, such "
-            "as tacos/rmse, and --config.train.scored"
+            "--step=best needs a score that ranks the checkpoints, but config.train.best is empty; "
+            "set --config.train.best, such as tacos/rmse, and --config.train.scored"
         )
     if mode == "evaluate" and _OUTPUT.value is not None and len(_workdirs()) == 1:
-        raise UserError("--output is where the table of several runs goes; here is one --workdir")
+        raise UserError(
+            "--output is the folder of the table of several runs, but --workdir names one run; "
+            "leave it out"
+        )
 
 
 def _step() -> int | str | None:
@@ -256,7 +278,7 @@ def run() -> None:
         _leave_hosts(_EXIT_BAD_INPUT)
         sys.exit(_EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        sys.stderr.write("colddiff: interrupted; run again to go on from the last checkpoint\n")
+        sys.stderr.write("colddiff: interrupted; run again to resume from the last checkpoint\n")
         _leave_hosts(_EXIT_INTERRUPTED)
         sys.exit(_EXIT_INTERRUPTED)
     except Exception:
@@ -287,7 +309,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if _MODE.value not in _OF_A_RUN:
                 raise UserError("--config is needed; see python -m colddiff.main --help")
         elif len(_workdirs()) > 1:
-            raise UserError("leave --config out for several workdirs: each run has its own")
+            raise UserError(
+                "--config cannot be used with several workdirs, because each run has its own "
+                "config; leave it out"
+            )
         else:
             _CONFIG.value.lock()  # reading the value raises an error if the file cannot be loaded
         _check_flags()

@@ -28,7 +28,7 @@ def test_one_command_trains_and_evaluates(tmp_path):
 
     other = run_main(*flags, "--config.model.width=16")
     assert other.returncode == 2
-    assert "model.width: 8 there, 16 here" in other.stderr and "Traceback" not in other.stderr
+    assert "model.width: 8 saved, 16 now" in other.stderr and "Traceback" not in other.stderr
 
 
 @pytest.mark.slow
@@ -98,19 +98,19 @@ def test_the_degrade_mode_needs_no_training(tmp_path):
         (["--mode=compare"], "--mode=compare needs one or more --folder=TITLE=FOLDER"),
         (["--mode=compare", "--folder=a=no/such"], "no/such holds 0 generated images"),
         (["--mode=evaluate", "--steps=5,x"], "--steps: 'x' must be a whole number"),
-        (["--mode=evaluate", "--workdir=a,b"], "leave --config out for several workdirs"),
+        (["--mode=evaluate", "--workdir=a,b"], "--config cannot be used with several workdirs"),
         (["--samplers=typo"], "unknown sampler 'typo'; valid: ddim, ddpm, direct"),
         (["--samplers=direct,ddim"], "ddim and ddpm take only blends"),
         (["--steps=5,x"], "--steps: 'x' must be a whole number"),
         (["--steps=21"], "steps=21 must lie in 1..T=20"),
         (["--step=typo"], "--step: 'typo' must be a whole number"),
-        (["--step=9"], "--step=9 is for --mode=evaluate"),
-        (["--step=best"], "--step=best needs a score to tell the best checkpoint by"),
-        (["--config.eval.counts=(298,)"], "config.eval.counts has [298]; there are 297 images"),
+        (["--step=9"], "--step=9 cannot be used with --mode=train_and_evaluate"),
+        (["--step=best"], "--step=best needs a score that ranks the checkpoints"),
+        (["--config.eval.counts=(298,)"], "config.eval.counts has [298]; use counts in 2..297"),
         (["--mode=train", "--samplers=direct"], "--samplers is not used by --mode=train, but by"),
         (["--mode=generate", "--steps=5"], "--steps is not used by --mode=generate"),
         (["--mode=degrade", "--seeds=1"], "but by --mode=generate; leave it out"),
-        (["--mode=evaluate", "--output=x"], "--output is where the table of several runs goes"),
+        (["--mode=evaluate", "--output=x"], "--output is the folder of the table of several runs"),
         (["--config.eval.features=('vgg',)"], "unknown feature space 'vgg'; valid: classifier,"),
         (["--config.sampler.name=ddim"], "ddim and ddpm take only blends"),
     ],

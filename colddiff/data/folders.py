@@ -69,7 +69,10 @@ def _own_splits(root: Path) -> dict[str, Path]:
         if candidates:
             found[split] = candidates[0]
         if len(candidates) > 1 and candidates[0].name.lower() == candidates[1].name.lower():
-            raise UserError(f"{candidates[0]} and {candidates[1].name}: keep one of them")
+            raise UserError(
+                f"{candidates[0]} and {candidates[1].name} are both folders of the {split} split; "
+                "keep one of them"
+            )
     if len(found) == len(SPLITS):
         return found
     if found and len(folders) > 1:
@@ -77,9 +80,10 @@ def _own_splits(root: Path) -> dict[str, Path]:
         [other] = set(SPLITS) - {split}
         seen = ", ".join(f.name for f in folders)
         raise UserError(
-            f"{root} has a folder of its {split} split beside others: {seen}. Call the {other} "
-            f"split one of {', '.join(_SPLIT_FOLDERS[other])}, or name the folder that holds all "
-            "images, which are then split by the hash of their names"
+            f"{root} has a folder for the {split} split but none for the {other} split, among its "
+            f"folders {seen}. Rename the {other} split's folder to one of "
+            f"{', '.join(_SPLIT_FOLDERS[other])}, or give the folder that holds all images, which "
+            "are then split by a hash of their names"
         )
     return {}
 
@@ -103,7 +107,7 @@ def _files_below(top: Path, root: Path) -> Iterator[Path]:
                 continue
             target = link.resolve()
             if target.is_relative_to(base) or base.is_relative_to(target) or str(target) in seen:
-                logging.warning("left out the linked folder %s: %s is read already", link, target)
+                logging.warning("skipped the linked folder %s: %s is read already", link, target)
                 below.remove(name)
             seen.add(str(target))
         yield from (file for name in names if (file := Path(folder, name)).is_file())

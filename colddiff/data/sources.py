@@ -174,15 +174,15 @@ def load_labelled(
     records = _records(source, split, channels, limit)
     if records.label is None:
         raise UserError(
-            f"{source} has no class labels, which a classifier needs, or several; feature spaces "
-            "that need none: 'pca', 'inception'"
+            f"{source} has no class labels, or several features of them; a classifier needs one. "
+            "Use the feature space 'pca' or 'inception', which need no labels"
         )
     images, labels, _ = _LazyImages(records, size, channels, background, limit).decode_all()
     if min(labels) < 0:
         raise UserError(
-            f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, are "
-            "of no class, which a classifier needs; take another split, or the feature space 'pca' "
-            "or 'inception'"
+            f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, have "
+            "no class, which a classifier needs; use another split, or the feature space 'pca' or "
+            "'inception'"
         )
     return images, labels
 
@@ -196,7 +196,7 @@ def _records(source: str, split: str, channels: int, limit: int) -> Records:
     if channels not in _MODES:
         raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
     if limit < 0:
-        raise UserError(f"limit={limit} of {source} must be 0, for all, or more")
+        raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
     return SOURCES[kind](argument, split)
 
 
@@ -271,8 +271,8 @@ class _LazyImages:
         except Exception as error:  # decoders raise many types on damaged files
             if file_system_failed(error):
                 raise UserError(
-                    f"{name} cannot be read: {first_line(error)}. Nothing is wrong with the image "
-                    "itself; check the disk or the network, then run the same command again"
+                    f"{name} cannot be read: {first_line(error)}. The image itself may be "
+                    "undamaged: check the disk or the network, then run the same command again"
                 ) from error
             if i not in self._unreadable:
                 self._unreadable.add(i)
@@ -348,8 +348,10 @@ def _tfds(name: str, split: str) -> Records:
     try:
         builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-        message = f"TFDS knows no dataset {name!r}, and none lies in TFDS_DATA_DIR"
-        raise UserError(f"{message} ({first_line(error)})") from error
+        raise UserError(
+            f"TFDS knows no dataset {name!r}, and TFDS_DATA_DIR does not hold it "
+            f"({first_line(error)}); check the name and the folder"
+        ) from error
     image_keys, label_keys = (
         [key for key, feature in builder.info.features.items() if isinstance(feature, kind)]
         for kind in (tfds.features.Image, tfds.features.ClassLabel)

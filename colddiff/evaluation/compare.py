@@ -90,8 +90,8 @@ def parse_folders(texts: Sequence[str]) -> dict[str, Path]:
         own = title and title not in folders and not title.startswith("data")
         if not (own and equals and path):
             raise UserError(
-                f"--folder={text!r} must be TITLE=FOLDER, with a title of its own that does not "
-                "begin with 'data'"
+                f"--folder={text!r} must be TITLE=FOLDER, with a title that no other folder has "
+                "and that does not begin with 'data'"
             )
         folders[title] = Path(path).expanduser()
     if not folders:
@@ -110,7 +110,10 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
     shape = (settings.image_size, settings.image_size, settings.channels)
     generated = {title: _read(path, shape) for title, path in folders.items()}
     if len({len(images) for images in generated.values()}) > 1:
-        logging.warning("the folders hold different numbers of images: few images, larger distance")
+        logging.warning(
+            "the folders hold different numbers of images, and fewer images give larger distances; "
+            "generate the same number in each"
+        )
     common = sorted(set.intersection(*(set(images) for images in generated.values())))
     if not common:
         raise UserError("the folders have no seed in common; generate the same --seeds in each")
@@ -197,9 +200,14 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
                 if found == expected:  # an image of another size may be too large to decode
                     images[int(path.stem)] = np.asarray(image).reshape(shape)
         except Exception as error:  # damaged files raise many types of exception
-            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+            raise UserError(
+                f"{path} cannot be read: {first_line(error)}; delete it, and generate it again"
+            ) from error
         if found != expected:
-            raise UserError(f"{path} is of shape {found}; the config's data are {expected}")
+            raise UserError(
+                f"{path} has height, width and mode {found}, but the config's images have "
+                f"{expected}; use the config that generated it"
+            )
     return images
 
 

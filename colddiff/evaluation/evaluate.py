@@ -186,7 +186,9 @@ def check_ways(
 
 def _check_counts(counts: Sequence[int], total: int) -> None:
     if wrong := [n for n in counts if not 2 <= n <= total]:
-        raise UserError(f"config.eval.counts has {wrong}; there are {total} images, take 2 or more")
+        raise UserError(
+            f"config.eval.counts has {wrong}; use counts in 2..{total}, the number of test images"
+        )
 
 
 def evaluate(
@@ -249,7 +251,8 @@ def _score(
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
     began = time.monotonic()
-    with Meter(f"{name} {len(times) - 1}", total=len(firsts), images_per_step=batch_size) as meter:
+    what = f"score {name} ({len(times) - 1} sampler steps)"
+    with Meter(what, total=len(firsts), images_per_step=batch_size) as meter:
         for first in firsts:
             batch = images[first : first + batch_size]
             count = len(batch)

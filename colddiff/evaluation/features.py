@@ -121,7 +121,8 @@ def collect(
     size = _CHUNK * mesh.size
     extract = replicate(features.extract, mesh)
     found, all_moments, first = {}, None, []
-    with Meter(features.name, total=-(-total // size), images_per_step=size) as meter:
+    what = f"features {features.name}"
+    with Meter(what, total=-(-total // size), images_per_step=size) as meter:
         for chunk in _chunks(batches, size):
             filled = np.pad(chunk, ((0, size - len(chunk)), *[(0, 0)] * 3))
             values = to_host(_extract(extract, split_rows(filled, mesh)))[: len(chunk)]
@@ -139,7 +140,7 @@ def collect(
             meter.advance()
         meter.note()
     if all_moments is None:
-        raise UserError("there are no images to take features of")
+        raise UserError("there are no images to compute features of")
     return Collected(found | {all_moments.count: all_moments}, np.concatenate(first))
 
 
@@ -162,7 +163,7 @@ def of_split(features: Features, config: ConfigDict, split: str) -> Collected:
         identity["order"] = hashlib.sha256(order.astype(np.int64)).hexdigest()
 
     def make() -> dict[str, Any]:
-        logging.info("computing the statistics of %s, split %s", source, split)
+        logging.info("computing the feature statistics of %s, split %s", source, split)
         batches = (images[order[i : i + _BATCH]] for i in range(0, len(order), _BATCH))
         collected = collect(features, batches, total=len(images))
         return {"first": collected.first, **collected.moments[len(images)]._asdict()}

@@ -323,7 +323,7 @@ def _original(path: Path) -> Path:
     if (size := path.stat().st_size) != SIZE or digest != SHA256:
         raise UserError(
             f"{path} is not {URL}: it has {size} bytes and SHA-256 {digest}, expected {SIZE} bytes "
-            f"and {SHA256}; delete it, or put the right file there"
+            f"and {SHA256}; delete it to download it again, or put the right file there"
         )
     return path
 
@@ -339,11 +339,11 @@ def _download(path: Path) -> None:
                 if done // _PIECE % 16 == 0:
                     logging.info("downloaded %d of %d MB", done // 10**6, SIZE // 10**6)
                 if done > SIZE:
-                    raise OSError(f"more than the expected {SIZE} bytes came")
+                    raise OSError(f"the server sent more than the expected {SIZE} bytes")
             if done < SIZE:
-                raise OSError(f"{done} bytes came, not {SIZE}")
+                raise OSError(f"the server sent {done} bytes, not {SIZE}")
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"{URL} cannot be downloaded: {first_line(error)}. Get this file of {SIZE} bytes where "
-            f"there is a network, and put it at {path}"
+            f"{URL} cannot be downloaded: {first_line(error)}. Download this file of {SIZE} bytes "
+            f"on a machine with a network, and put it at {path}"
         ) from error

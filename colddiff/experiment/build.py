@@ -149,7 +149,7 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
     takes = [p.name for p in known if p.kind is inspect.Parameter.KEYWORD_ONLY]
     if unknown := set(settings) - set(takes):
         raise UserError(
-            f"config.sampler has {', '.join(sorted(unknown))}; beside name and steps, {own} takes "
+            f"config.sampler has {', '.join(sorted(unknown))}; besides name and steps, {own} takes "
             f"{', '.join(takes) or 'nothing'}"
         )
     return Partial(function, **settings)
@@ -204,7 +204,10 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     if factory is compose:
         return _call("degradation", _composed, data_settings, **settings)
     if "image_size" in settings:
-        raise UserError("config.degradation.image_size cannot be set; data.image_size is used")
+        raise UserError(
+            "config.degradation.image_size cannot be set, because data.image_size is used; leave "
+            "it out"
+        )
     for field, value in settings.items():
         if isinstance(value, dict) and "schedule" in value:
             settings[field] = _schedule(field, value, num_steps)
@@ -227,7 +230,10 @@ def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]
     for part in parts:
         part = _mapping("degradation.parts' members", part)
         if "num_steps" in part:
-            raise UserError(f"a part of compose has its num_steps={num_steps}; leave out {part}'s")
+            raise UserError(
+                f"the part {part} of compose sets num_steps, but all parts take compose's "
+                f"num_steps={num_steps}; leave it out"
+            )
         degradations.append(_degradation({**part, "num_steps": num_steps}, data_settings))
     return compose(*degradations)
 

@@ -68,8 +68,8 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
     if writes or best:
         for scores, error in _damaged_scores(workdir):
             raise UserError(
-                f"{scores} cannot be read: {error}. Without that folder the checkpoint has no "
-                "scores; training moves it away"
+                f"{scores} cannot be read: {error}. Delete this folder, or resume the training, "
+                "which moves it away; the checkpoint then has no scores"
             )
     hosts, here = ocp.options.MultiprocessingOptions(), jax.process_index()
     if not writes:
@@ -89,7 +89,7 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
         try:
             manager.close()
         except Exception as error:
-            logging.warning("%s: %s", manager.directory, first_line(error))
+            logging.warning("the last save to %s failed: %s", manager.directory, first_line(error))
         raise
     with _writing(manager):
         manager.close()
@@ -117,7 +117,7 @@ def _writing(manager: Manager) -> Iterator[None]:
             raise
         raise UserError(
             f"cannot write a checkpoint to {manager.directory}: {first_line(error)}\n"
-            "The earlier ones stay: mend it, and give the same command again"
+            "Earlier checkpoints are kept. Fix the cause, then run the same command again to resume"
         ) from error
 
 
@@ -197,7 +197,8 @@ def _check_space(manager: Manager, state: TrainState) -> None:
     disk = shutil.disk_usage(manager.directory)
     if not all_hosts(disk.free >= needed or not disk.total):  # mounted buckets report 0
         raise OSError(
-            f"no space left: it takes {needed / 2**20:.0f} MiB, {disk.free / 2**20:.0f} are free"
+            f"no space left: it needs {needed / 2**20:.0f} MiB, but {disk.free / 2**20:.0f} MiB "
+            "are free"
         )
 
 
@@ -254,8 +255,10 @@ def _tried(read: Callable[[], Any]) -> tuple[Any, UserError | None]:
     if not all_hosts(not isinstance(error, StorageError)):
         if isinstance(error, StorageError):
             raise error
-        raise StorageError("another host cannot read the checkpoint; see what it says")
-    return None, error or UserError("another host cannot read the checkpoint; see what it says")
+        raise StorageError("another host cannot read the checkpoint; see its error message")
+    return None, error or UserError(
+        "another host cannot read the checkpoint; see its error message"
+    )
 
 
 def _set_aside(what: Path, place: Path) -> None:
@@ -320,8 +323,8 @@ def _verify(manager: Manager, step: int, found: Mapping[str, Mapping[str, int]])
         if damaged := [name for name, n in sums.items() if saved.get(item, {}).get(name) != n]:
             raise UserError(
                 f"the checkpoint {manager.directory}/{step} is damaged: {len(damaged)} of the "
-                f"{len(sums)} arrays of its {item} differ from what was saved, first {damaged[0]}\n"
-                "Delete it to go on from an earlier one, or use another --workdir"
+                f"{len(sums)} arrays of its {item} differ from the saved ones, first {damaged[0]}\n"
+                "Delete it to use an earlier checkpoint, or use another --workdir"
             )
 
 
@@ -341,11 +344,11 @@ def _restore(manager: Manager, step: int, items: ocp.args.Composite) -> Any:
         if file_system_failed(error):
             raise StorageError(
                 f"{folder} cannot be read: {first_line(error)}\nThe checkpoint itself may be "
-                "whole: check the disk or the network, then run the same command again"
+                "undamaged: check the disk or the network, then run the same command again"
             ) from error
         raise UserError(
             f"the checkpoint {manager.directory}/{step} cannot be read: {first_line(error)}\n"
-            "Delete it to go on from an earlier one, or use another --workdir"
+            "Delete it to use an earlier checkpoint, or use another --workdir"
         ) from error
 
 
@@ -374,17 +377,17 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
         return of_degradation in free
 
     matters = lambda k: not may_change(k) and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
-    tell = lambda k: f"{k}: {old.get(k)!r} there, {new.get(k)!r} here"  # noqa: E731
+    tell = lambda k: f"{k}: {old.get(k)!r} saved, {new.get(k)!r} now"  # noqa: E731
     refused = [tell(k) for k in changed if matters(k)]
     if refused:
         differences = "\n  ".join(refused)
         raise UserError(
-            f"{workdir} holds a run of another config:\n  {differences}\n"
+            f"{workdir} holds a run with another config:\n  {differences}\n"
             "Use another --workdir, or that run's config"
         )
     level = logging.WARNING if fields == SAME_RUN else logging.INFO
     for k in changed:
-        logging.log(level, "going on with another %s", tell(k))
+        logging.log(level, "the config differs from the saved one in %s", tell(k))
 
 
 def _same_function(old: Any, new: Any) -> bool:

@@ -66,14 +66,14 @@ def check_numbers(config: ConfigDict) -> None:
         if field not in fields:
             if section == "model":
                 continue  # a field of other models
-            raise UserError(f"the config has no {path}; begin it with configs/default.py")
+            raise UserError(f"the config has no {path}; start it from configs/default.py")
         value = fields[field]
         if not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
     for section in ("prior", "paper"):
         if section not in config:
-            raise UserError(f"the config has no {section}; begin it with configs/default.py")
+            raise UserError(f"the config has no {section}; start it from configs/default.py")
     if config.data.crop not in ("random", "center"):
         raise unknown_name("data.crop", config.data.crop, ("random", "center"))
     if config.data.channels not in (1, 3):
@@ -118,9 +118,11 @@ def check_degradation(name: str, degrade: Degrade, shape: tuple[int, int, int]) 
     found = getattr(xt, "shape", None), str(getattr(xt, "dtype", type(xt).__name__))
     if found != (shape, "float32"):
         expected = (shape, "float32")
-        raise UserError(f"the degradation {name} makes {found} of one image; expected {expected}")
+        raise UserError(
+            f"the degradation {name} returns {found} for one image; expected {expected}"
+        )
     if ":" in name and not np.array_equal(degrade(x0, jnp.int32(0), key), x0):
-        raise UserError(f"the degradation {name} must leave x0 as it is, to the bit, at t = 0")
+        raise UserError(f"the degradation {name} must return x0 unchanged, to the bit, at t = 0")
 
 
 def check_nothing_is_left(name: str, degrade: Degrade, T: int, shape: tuple[int, int, int]) -> None:
@@ -135,7 +137,7 @@ def check_nothing_is_left(name: str, degrade: Degrade, T: int, shape: tuple[int,
     if left > _MOST_LEFT:
         raise UserError(
             "config.prior.name='pattern' needs a degradation that leaves nothing of an image at T; "
-            f"{name} leaves {left:.0%}. Use gaussian_mixture"
+            f"{name} leaves {left:.0%} of the contrast. Use config.prior.name='gaussian_mixture'"
         )
 
 
@@ -159,7 +161,7 @@ def warn_of_other_ends(
     distance = np.abs(end - blocks).max()
     if not distance <= _FARTHEST:
         logging.warning(
-            "config.prior draws %d × %d blocks, but %s at T=%d ends up to %.2f from an image's "
-            "block means: the restorer was not trained on such xT",
+            "config.prior draws %d × %d blocks, but %s at T=%d differs by up to %.2f from an "
+            "image's block means; the restorer was not trained on such xT",
             *(size, size, name, T, distance),
         )

@@ -81,14 +81,14 @@ def check_source(workdir: Path, degradation: Mapping[str, Any], *, accept: bool,
     """
     changes = [] if new else source_changes(workdir, degradation)
     if not all_hosts(not changes or accept):
-        differences = "\n  ".join(changes) or "see what the other hosts say"
+        differences = "\n  ".join(changes) or "see the other hosts' messages"
         raise UserError(
-            f"the source of the degradation is not the one that {workdir} began with:\n  "
-            f"{differences}\nBring it back, use another --workdir, or give --accept_source to go "
-            "on with this one"
+            f"the source of the degradation is not the one that the run in {workdir} began with:\n"
+            f"  {differences}\nRestore it, use another --workdir, or give --accept_source to "
+            "resume with the new source"
         )
     for change in changes:
-        logging.warning("going on with another source of the degradation: %s", change)
+        logging.warning("resuming with a changed source of the degradation: %s", change)
     if is_first_host():
         path, hashes = workdir / "source.json", source_hashes(degradation)
         if hashes:
@@ -104,7 +104,7 @@ def source_changes(workdir: Path, degradation: Mapping[str, Any]) -> list[str]:
     if then is None:
         return []
     names = sorted(k for k in then | now if then.get(k) != now.get(k))
-    return [f"{k}: sha256 {then.get(k)} then, {now.get(k)} now" for k in names]
+    return [f"{k}: sha256 {then.get(k)} saved, {now.get(k)} now" for k in names]
 
 
 def _parts(name: str) -> tuple[Path, str]:

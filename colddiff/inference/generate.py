@@ -93,7 +93,8 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
             bad = [s for s, image in zip(batch, x0, strict=True) if not np.isfinite(image).all()]
             if bad:
                 raise UserError(
-                    f"the images of seeds {bad} are not finite; nothing of them is kept"
+                    f"the images of seeds {bad} are not finite, so their batch was not written; "
+                    "try another checkpoint or sampler"
                 )
             if is_first_host():
                 paths = [_path(folder, seed) for seed in batch]
@@ -110,7 +111,7 @@ def _path(folder: Path, seed: int) -> Path:
 def _check_unique(seeds: Sequence[int]) -> None:
     if len(set(seeds)) < len(seeds):
         twice = next(seed for seed, count in Counter(seeds).items() if count > 1)
-        raise UserError(f"seed {twice} comes twice; name every seed once")
+        raise UserError(f"seed {twice} is given more than once; give each seed once")
 
 
 def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
@@ -157,14 +158,17 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     if found is not None:
         names = sorted(n for n in found | settings if found.get(n) != settings.get(n))
         if names:
-            tell = [f"{n}: {found.get(n)} there, {settings.get(n)} here" for n in names]
+            tell = [f"{n}: {found.get(n)} saved, {settings.get(n)} now" for n in names]
             differences = "\n  ".join(tell)
             raise UserError(
-                f"{folder} holds images of other settings:\n  {differences}\n"
-                "Give another folder with --output, or delete that one"
+                f"{folder} holds images made with other settings:\n  {differences}\n"
+                "Give another folder with --output, or delete this one"
             )
         return
     if next(folder.glob("*.png"), None):
-        raise UserError(f"{folder} holds images of unknown settings; give another with --output")
+        raise UserError(
+            f"{folder} holds images, but no settings.json that says how they were made; give "
+            "another folder with --output"
+        )
     if is_first_host():
         write_json(path, settings)

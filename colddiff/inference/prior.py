@@ -50,7 +50,7 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
 def forget_priors(workdir: Path) -> None:
     """Delete the mixtures that `load_prior` stored, so that a new run fits its own."""
     for path in (workdir / "prior").glob(f"{_NAME}-*.npz"):
-        logging.info("deleting %s, of an earlier run", path)
+        logging.info("deleting %s of an earlier run", path)
         path.unlink()
 
 
@@ -59,7 +59,7 @@ def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:
     settings = config.data
     shape = sources.shape_of(settings)
     images = sources.load(settings.source, settings.train_split, cache=False, **shape)
-    with Meter("prior", total=len(images), images_per_step=1) as meter:
+    with Meter("fit prior", total=len(images), images_per_step=1) as meter:
 
         def each():
             for i in range(len(images)):

@@ -379,10 +379,15 @@ def _best_step(workdir: Path, config: ConfigDict) -> int:
     """Return the step of the best checkpoint by `train.best`."""
     score = config.train.get("best", "")
     if not score:
-        raise UserError(f"{workdir} was trained without config.train.best: it knows no best step")
+        raise UserError(
+            f"{workdir} was trained without config.train.best, so it has no best step; give a "
+            "step, or leave it out for the last one"
+        )
     with checkpoint.open_manager(workdir, best=score) as manager:
         step = manager.best_step()
         known = step is not None and score in (manager.metrics(step) or {})
     if not known:
-        raise UserError(f"no checkpoint in {workdir} has the score {score}")
+        raise UserError(
+            f"no checkpoint in {workdir} has the score {score}; give a step instead of 'best'"
+        )
     return step

@@ -43,7 +43,7 @@ def join_hosts(
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot join the other hosts: {first_line(error)}. Without SLURM, Open MPI, GKE or a "
-            "TPU pod give --coordinator=ADDRESS:PORT, --num_hosts and --host"
+            "TPU pod, give --coordinator=ADDRESS:PORT, --num_hosts and --host"
         ) from error
     if not is_first_host():
         logging.set_verbosity(logging.WARNING)
@@ -90,7 +90,10 @@ def check_shared(folder: Path) -> None:
     if is_first_host():
         token.unlink()
     if not seen:
-        raise UserError(f"{folder} is not the same for all hosts: give one that all of them share")
+        raise UserError(
+            f"{folder} is not the same folder on all hosts; use one on a file system that all "
+            "hosts share"
+        )
 
 
 def from_first_host(value: np.ndarray) -> np.ndarray:

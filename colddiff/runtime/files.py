@@ -81,7 +81,7 @@ def patiently(read: Callable[[], _Value], what: str) -> _Value:
             if not file_system_failed(error):
                 raise
             reason = first_line(error)
-            logging.warning("%s: %s; trying again in %g s", what, reason, pause)
+            logging.warning("reading %s failed: %s; trying again in %g s", what, reason, pause)
             time.sleep(pause)
     return read()
 
@@ -118,11 +118,18 @@ def cached_npz(
             arrays = {key: file[key] for key in file.files}
         written, digest = str(arrays.pop("identity")), str(arrays.pop("digest"))
     except Exception as error:  # damaged archives raise many types of exception
-        raise UserError(f"{path} cannot be read: {first_line(error)}; delete it") from error
+        message = f"{path} cannot be read: {first_line(error)}; delete it to compute it again"
+        raise UserError(message) from error
     if written != text:
-        raise UserError(f"{path} is of {written}, not of {text}; delete it")
+        raise UserError(
+            f"{path} was written for {written}, but {text} was asked for; delete it to compute it "
+            "again"
+        )
     if array_digest(arrays) != digest:
-        raise UserError(f"{path} is damaged: its arrays are not those that were written; delete it")
+        raise UserError(
+            f"{path} is damaged: its arrays differ from those that were written; delete it to "
+            "compute it again"
+        )
     return arrays
 
 
@@ -146,7 +153,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(patiently(path.read_text, str(path))))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        raise UserError(
+            f"{path} cannot be read: {first_line(error)}. It must hold a JSON object; restore it, "
+            "or move it away"
+        ) from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

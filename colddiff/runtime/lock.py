@@ -32,8 +32,8 @@ def alone(workdir: Path) -> Iterator[None]:
     try:
         if not all_hosts(not other):
             raise UserError(
-                f"{workdir} is in use: {other or 'see what host 0 says'} trains there. Wait until "
-                "it ends, or end it, or use another --workdir"
+                f"{workdir} is in use: {other or 'a process that host 0 names'} trains there. Wait "
+                "until it ends, or end it, or use another --workdir"
             )
         yield
     finally:
@@ -58,7 +58,7 @@ def _lock(path: Path) -> tuple[TextIO | None, str]:
         except FileNotFoundError:
             pass
         except OSError as error:
-            told = "%s cannot be locked: %s. Start no second training in this workdir"
+            told = "%s cannot be locked: %s. Do not start a second training in this workdir"
             logging.warning(told, path, error)
             break
         file.close()  # the last holder has deleted this file: lock a new one

@@ -49,7 +49,9 @@ class Stop:
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
-        logging.warning("%s: saving, then ending; once more ends at once", name)
+        logging.warning(
+            "%s: saving a checkpoint, then ending; a second signal ends this process at once", name
+        )
 
     def wanted(self) -> bool:
         """Return whether any host has received a signal; the answer is the same on all hosts.

@@ -86,12 +86,12 @@ def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> Non
     began = read_json(path)
     if not all_hosts(began == found):
         began = began or {}
-        tell = [f"{k}: {began.get(k)} then, {found.get(k)} now" for k in sorted(began | found)]
+        tell = [f"{k}: {began.get(k)} saved, {found.get(k)} now" for k in sorted(began | found)]
         differences = "\n  ".join(tell)
         raise UserError(
-            f"the training images, here or on another host, are not those that {workdir} began "
-            f"with:\n  {differences}\n"
-            f"Bring them back, use another --workdir, or delete {path} to go on with these"
+            "the training images, on this host or another, are not those that the run in "
+            f"{workdir} began with:\n  {differences}\n"
+            f"Restore them, use another --workdir, or delete {path} to resume with the new images"
         )
 
 

@@ -92,10 +92,10 @@ def _train(
         state = checkpoint.restore_last(workdir, state)
     start = int(state.step)
     if start >= config.train.num_steps:
-        logging.info("%s is trained: step %d of %d", workdir, start, config.train.num_steps)
+        logging.info("%s is trained already: step %d of %d", workdir, start, config.train.num_steps)
         return True
     if start:
-        logging.info("going on from step %d of %s", start, workdir)
+        logging.info("resuming from step %d of %s", start, workdir)
     images = load_train_images(config)
     check_data(config, images, workdir)
     # The prior is fitted before training, so that the run can generate without its data.
@@ -135,7 +135,7 @@ def _forget(workdir: Path) -> None:
     """
     for name, key in (("evolution.json", "num_images"), ("data.json", PIXELS)):
         if not all_hosts(key in (read_json(workdir / name) or {key})):
-            raise UserError(f"{workdir / name} is not of colddiff; use another --workdir")
+            raise UserError(f"{workdir / name} was not written by colddiff; use another --workdir")
     if is_first_host():
         forget_priors(workdir)
         for name in ("evolution.json", "data.json"):
@@ -193,7 +193,7 @@ class _Loop:
             if saves:
                 stopping = self._save(state, score_it=not stopping) or stopping
             if stopping and not last:
-                logging.info("stopped at step %d; the same command goes on from there", step)
+                logging.info("stopped at step %d; run the same command again to resume", step)
                 return False
         return True
 
@@ -209,9 +209,9 @@ class _Loop:
                 told = ", ".join(f"{name} {float(value):g}" for name, value in found.items())
                 path = keep_batch(self.run.config, self.images, self.run.workdir, at)
                 raise UserError(
-                    f"the training diverged at step {at}: {told}. Its images are in {path}; the "
-                    "last checkpoint is from before. Try a lower config.train.learning_rate, in "
-                    "another workdir if this comes again"
+                    f"the training diverged at step {at}: {told}. The step's images are in {path}; "
+                    "the last checkpoint is from an earlier step. Try a lower "
+                    "config.train.learning_rate; if it diverges again, use another --workdir"
                 )
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
         for name, value in (means | {"waiting_for_data": self.meter.waited()}).items():
@@ -233,7 +233,9 @@ class _Loop:
             try:
                 scores = score(self.run, self.truth, self.stop)
             except StoppedError:
-                logging.warning("checkpoint %d has no scores", self.run.step)
+                logging.warning(
+                    "checkpoint %d has no scores: a signal interrupted the scoring", self.run.step
+                )
                 stopping = True
         for name, value in scores.items():
             self.events.scalar(f"test/{name}", value, self.run.step)

@@ -25,21 +25,27 @@ def load_truth(config: ConfigDict) -> evaluate.Truth | None:
     count, best = config.train.scored, config.train.best
     if not count:
         if best:
-            raise UserError(f"config.train.best={best!r} needs config.train.scored test images")
+            raise UserError(
+                f"config.train.best={best!r} needs scores, but config.train.scored is 0; set it to "
+                "the number of test images to score"
+            )
         return None
     sampler, _, score = best.partition("/")
     known = ["rmse", "psnr", "ssim"]
     known += [f"{kind}/{space}" for space in config.eval.features for kind in ("fd", "kd")]
     if best and (sampler not in config.eval.samplers or score not in known):
-        expected = f"SAMPLER/SCORE of {config.eval.samplers} and {', '.join(known)}"
-        raise UserError(f"config.train.best={best!r} must be {expected}")
+        raise UserError(
+            f"config.train.best={best!r} must be SAMPLER/SCORE, with a sampler of "
+            f"{config.eval.samplers} and a score of {', '.join(known)}"
+        )
     features = config.eval.features
     small = config.data.image_size < SSIM_WINDOW
     fewest = 4 if score.startswith("kd/") else 2 if features else 1
     if count < fewest or (small and score == "ssim"):
         raise UserError(
-            f"config.train.scored={count} images of {config.data.image_size}² have no such scores: "
-            f"{best or features}; FD needs 2 images, KD 4, SSIM {SSIM_WINDOW} pixels"
+            f"config.train.scored={count} images of {config.data.image_size}² pixels are too few "
+            f"or too small for config.train.best={best!r} and config.eval.features={features}; FD "
+            f"needs 2 images, KD 4 images, SSIM {SSIM_WINDOW} pixels a side"
         )
     return evaluate.load_truth(config, count)
 

@@ -93,7 +93,7 @@ def test_images_are_in_the_order_of_their_seeds(config, train, tmp_path):
 def test_folders_are_named():
     assert str(parse_folders(["a, b=x/y", "c=d=e"])["c"]) == "d=e"
     for wrong in (["a"], ["=x"], ["a="], ["a=x", "a=y"], ["data=x"]):
-        with pytest.raises(UserError, match="must be TITLE=FOLDER, with a title of its own"):
+        with pytest.raises(UserError, match="must be TITLE=FOLDER, with a title that no other"):
             parse_folders(wrong)
     with pytest.raises(UserError, match="needs one or more --folder"):
         parse_folders([])
@@ -110,7 +110,7 @@ def test_wrong_folders_are_named(config, train, tmp_path):
     with pytest.raises(UserError, match="no seed in common"):
         compare(config, {"a": other, "b": same})
     with pytest.raises(
-        UserError, match=r"000000.png is of shape \(8, 8, 'L'\); .* \(16, 16, 'L'\)"
+        UserError, match=r"000000.png has .* \(8, 8, 'L'\), but .* \(16, 16, 'L'\); use"
     ):
         compare(config, {"a": small})
 
@@ -127,8 +127,8 @@ def deep(side):
     [
         (lambda png: png[: len(png) // 2], "cannot be read"),
         (lambda png: b"GIF89a" + png, "cannot be read"),
-        (lambda png: png[:16] + b"\0\1\0\0" * 2 + png[24:], "cannot be read|is of shape"),
-        (lambda png: deep(16), "is of shape .*I;16"),
+        (lambda png: png[:16] + b"\0\1\0\0" * 2 + png[24:], "cannot be read|has height, width"),
+        (lambda png: deep(16), "has height, width and mode .*I;16"),
     ],
     ids=["truncated", "no PNG", "four billion pixels", "16 bits"],
 )

@@ -136,7 +136,7 @@ def test_distances_are_those_of_the_restored_images():
     assert [d.features for d in report.rows[0].distances] == ["pixels", "pca-32 of digits 16²×1"]
 
     config.eval.counts = (40, 102)
-    with pytest.raises(UserError, match=r"eval.counts has \[102\]; there are 101 images"):
+    with pytest.raises(UserError, match=r"eval.counts has \[102\]; use counts in 2\.\.101"):
         evaluate.evaluate(Run(experiment))
 
 

@@ -97,7 +97,7 @@ def test_moments_of_the_first_n(images):
         assert moments.count == n
         np.testing.assert_allclose(moments.mean, flat[:n].mean(axis=0), atol=1e-7)
         np.testing.assert_allclose(moments.gaussian.covariance, np.cov(flat[:n].T), atol=1e-7)
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="no images to compute features of"):
         features.collect(space, [], total=0)
 
 
@@ -157,7 +157,7 @@ def test_a_split_is_collected_once(cache, monkeypatch):
     with pytest.raises(UserError, match=r"statistics-.*npz cannot be read: .*; delete it"):
         features.of_split(space, config, "test")
     np.savez(path, identity="another", digest="", first=found.first)
-    with pytest.raises(UserError, match=r"is of another, not of .*; delete it"):
+    with pytest.raises(UserError, match=r"written for another, but .* was asked for; delete it"):
         features.of_split(space, config, "test")
 
 

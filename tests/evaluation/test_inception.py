@@ -255,7 +255,7 @@ def test_without_a_network_it_says_what_to_put_where(small, monkeypatch):
     assert not [*folder.iterdir()]
 
 
-@pytest.mark.parametrize(("change", "message"), [(-1, "bytes came, not"), (1, "more than the")])
+@pytest.mark.parametrize(("change", "message"), [(-1, "sent .* bytes, not"), (1, "sent more than")])
 def test_a_download_of_another_size_is_not_kept(small, change, message):
     path, folder, _ = small
     content = path.read_bytes()
@@ -298,7 +298,7 @@ def test_changed_converted_weights_are_refused(small, monkeypatch):
         {"digest": "0"},
     ):
         np.savez(path, **(written | changes))
-        refused("is damaged: its arrays are not those that were written")
+        refused("is damaged: its arrays differ from those that were written")
     for wrong in (content[: len(content) // 2], b"", b"text"):
         path.write_bytes(wrong)
         refused("cannot be read")

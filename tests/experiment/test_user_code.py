@@ -94,7 +94,7 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     config = own(factor=0.25)
     config.train.num_steps = 6
-    with pytest.raises(UserError, match=r"(?s)mine\.py: sha256 .* or give --accept_source"):
+    with pytest.raises(UserError, match=r"(?s)mine\.py: sha256 .* saved, .* give --accept_source"):
         train(config, workdir)
     changed = colddiff.load(workdir)
     assert f"not the one that {workdir} was trained with" in caplog.text
@@ -102,7 +102,7 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     assert _settings(changed) != settings
 
     assert train(config, workdir, accept_source=True)
-    assert "going on with another source of the degradation: mine.py" in caplog.text
+    assert "resuming with a changed source of the degradation: mine.py" in caplog.text
     assert json.loads((workdir / "source.json").read_text()) != began
     caplog.clear()
     assert colddiff.load(workdir).step == 6 and "source" not in caplog.text

@@ -94,5 +94,7 @@ def test_json_comes_back(tmp_path):
     assert read_json(path) == {"a": [1, None, "µ"]}
     for wrong in ("{", "3", "[1]", '"text"'):
         path.write_text(wrong)
-        with pytest.raises(UserError, match=r"a\.json cannot be read: "):
+        with pytest.raises(
+            UserError, match=r"a\.json cannot be read: .* hold a JSON object; restore"
+        ):
             read_json(path)

@@ -93,7 +93,7 @@ def test_killed_25_times_and_resumed_is_bit_identical(tmp_path, pytestconfig):
         assert kills < 2 * KILLS, f"only {in_saves} kills met a save"
     done = run_main(*FLAGS, f"--workdir={killed}")
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     for a, b in zip(*map(final_state, (whole, killed)), strict=True):
         assert np.array_equal(a, b)
     # Every step's loss, which its batch decides: each is there, and it is the same.
@@ -111,10 +111,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, tmp_path):
         process.send_signal(number)
         _, err = process.communicate()
     assert process.returncode == 0, err
-    step = int(re.search(r"stopped at step (\d+); the same command goes on", err)[1])
-    assert f"{number.name}: saving, then ending" in err
+    step = int(re.search(r"stopped at step (\d+); run the same command again to resume", err)[1])
+    assert f"{number.name}: saving a checkpoint, then ending" in err
     done = run_main(*flags, f"--workdir={stopped}")
-    assert done.returncode == 0 and f"going on from step {step} " in done.stderr, done.stderr
+    assert done.returncode == 0 and f"resuming from step {step} " in done.stderr, done.stderr
     assert run_main(*flags, f"--workdir={whole}").returncode == 0
     for a, b in zip(*map(final_state, (whole, stopped)), strict=True):
         assert np.array_equal(a, b)
@@ -132,12 +132,13 @@ def test_a_signal_while_checkpoints_are_scored_saves_without_scores(tmp_path):
         "--config.eval.samplers=('tacos',)",
     )
     with start_main(*flags, f"--workdir={tmp_path}") as process:
-        wait_for(process, "degraded 0 200/200")
+        wait_for(process, "score degraded (0 sampler steps) 200/200")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert process.returncode == 0, err
-    assert "checkpoint 20 has no scores" in err and "tacos 200 200/200" not in err
-    assert "stopped at step 20; the same command goes on" in err
+    assert "checkpoint 20 has no scores: a signal interrupted the scoring" in err
+    assert "score tacos (200 sampler steps) 200/200" not in err
+    assert "stopped at step 20; run the same command again to resume" in err
     assert colddiff.load(tmp_path).step == 20
 
 
@@ -147,7 +148,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     with start_main(*FLAGS, f"--workdir={tmp_path}") as process:
         wait_for(process, "parameters: ")
         process.send_signal(signal.SIGTERM)
-        wait_for(process, "once more ends at once")
+        wait_for(process, "a second signal ends this process at once")
         process.send_signal(signal.SIGTERM)
         assert process.wait() == -signal.SIGTERM
 
@@ -191,7 +192,7 @@ def test_a_damaged_checkpoint_is_passed_over(trained, config, part, how, tmp_pat
     caplog.set_level(logging.INFO)
     assert train(config, workdir)
     said = caplog.text
-    assert f"{workdir}/checkpoints/8 cannot be read" in said and "going on from step 6" in said
+    assert f"{workdir}/checkpoints/8 cannot be read" in said and "resuming from step 6" in said
     assert f"moved {workdir}/checkpoints/8 to {workdir}/damaged/8" in said
     assert (workdir / "damaged" / "8").is_dir()
     assert colddiff.load(workdir).step == 9
@@ -209,7 +210,7 @@ def test_damaged_arrays_are_passed_over(part, how, tmp_path):
     damage(tmp_path / "checkpoints" / "4" / part, how)
     done = run_main(*flags)
     assert done.returncode == 0, done.stderr
-    assert "checkpoints/4 cannot be read" in done.stderr and "going on from step 2" in done.stderr
+    assert "checkpoints/4 cannot be read" in done.stderr and "resuming from step 2" in done.stderr
     assert (tmp_path / "damaged" / "4").is_dir() and colddiff.load(tmp_path).step == 4
 
 
@@ -234,13 +235,13 @@ def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, c
     monkeypatch.setattr(ocp.CheckpointManager, "restore", flipping)
     config.train.num_steps = 9
     config.train.lr_schedule = "constant"
-    damaged = rf"checkpoints/8 is damaged: 1 of the \d+ arrays of its {item} differ"
+    damaged = rf"checkpoints/8 is damaged: 1 of the \d+ arrays of its {item} differ from the saved"
     if item == "ema_params":
         with pytest.raises(UserError, match=damaged):
             colddiff.load(workdir)
     caplog.set_level(logging.INFO)
     assert train(config, workdir)
-    assert re.search(damaged, caplog.text) and "going on from step 6" in caplog.text
+    assert re.search(damaged, caplog.text) and "resuming from step 6" in caplog.text
     assert (workdir / "damaged" / "8").is_dir()
 
 
@@ -287,13 +288,13 @@ def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkey
         monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
 
     failing(99)
-    with pytest.raises(UserError, match=r"(?s)checkpoints/8 cannot be read: .*may be whole"):
+    with pytest.raises(UserError, match=r"(?s)checkpoints/8 cannot be read: .*may be undamaged"):
         train(config, workdir)
     assert pauses and not (workdir / "damaged").exists()
     pauses.clear()
     failing(2)
     assert train(config, workdir)
-    assert "going on from step 8" in caplog.text and not (workdir / "damaged").exists()
+    assert "resuming from step 8" in caplog.text and not (workdir / "damaged").exists()
 
 
 # Links lead round and round, until the files are put back: no pause is waited for.
@@ -328,7 +329,7 @@ def test_a_disk_that_really_fails_costs_no_checkpoint(tmp_path):
     assert done.returncode == 2, done.stderr
     assert len(re.findall("colddiff: .*checkpoints/4 cannot be read: .*symbolic", done.stderr)) == 1
     done = run_program("-c", FAILING, state, good, 2, *flags)
-    assert done.returncode == 0 and "going on from step 4" in done.stderr, done.stderr
+    assert done.returncode == 0 and "resuming from step 4" in done.stderr, done.stderr
     assert not (run / "damaged").exists()
 
 
@@ -360,13 +361,13 @@ def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
     damage(scores, how)
     assert colddiff.load(workdir).step == 8
     if how == "truncated":
-        message = "checkpoints/6/metrics cannot be read"
+        message = "checkpoints/6/metrics cannot be read: .*Delete this folder, or resume"
         with pytest.raises(UserError, match=message), checkpoint.open_manager(workdir, best="x/y"):
             pass
     damage(workdir / "checkpoints" / "8" / "state", "truncated")
     caplog.set_level(logging.INFO)
     assert train(config, workdir)
-    assert "going on from step 6" in caplog.text
+    assert "resuming from step 6" in caplog.text
     assert (workdir / "damaged" / "8").is_dir()
     assert (workdir / "damaged" / "6-scores").is_dir() == (how == "truncated")
     assert colddiff.load(workdir).step == 8
@@ -375,7 +376,7 @@ def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
 def test_files_of_somebody_else_are_left(config, tmp_path):
     """A workdir that is a folder of the user's, by mistake."""
     (tmp_path / "data.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"data.json is not of colddiff"):
+    with pytest.raises(UserError, match=r"data.json was not written by colddiff; use another"):
         train(config, tmp_path)
     assert (tmp_path / "data.json").read_text() == '{"mine": 1}'
 
@@ -420,7 +421,8 @@ def test_other_images_are_refused(config, tmp_path):
     config.train.lr_schedule = "constant"
     Image.effect_noise((16, 16), 50).save(folder / "07.png")
     with pytest.raises(
-        UserError, match=r"(?s)not those that .* began with:.*or delete .*data.json"
+        UserError,
+        match=r"(?s)not those that .* began with:.* saved, .* now\n.*or delete .*data.json to",
     ):
         train(config, tmp_path / "run")
     assert colddiff.load(tmp_path / "run").step == 8
@@ -523,7 +525,10 @@ MALFORMED = {  # flags, what is said
     "config name": (["--config.degradation.name=fog"], "unknown degradation 'fog'; valid: "),
     "config function": (["--config.degradation.name={bad}/fails.py:dim"], "fails.py"),
     "config mesh": (["--config.mesh.fsdp=3"], "config.mesh.fsdp=3 must divide the 1 devices"),
-    "another run": (["--config.seed=7"], "holds a run of another config:\n  seed: 0 there, 7 here"),
+    "another run": (
+        ["--config.seed=7"],
+        "holds a run with another config:\n  seed: 0 saved, 7 now",
+    ),
     "image size": (["--mode=degrade", "--config.data.image_size=31"], "takes multiples of 2"),
     "no folder": (["--mode=degrade", "--config.data.source=folder:no/such"], "no folder no/such"),
     "images": (
@@ -533,7 +538,7 @@ MALFORMED = {  # flags, what is said
     "generated": (["--mode=compare", "--folder=a={bad}/images/a"], "images/a/0.png"),
     "weights": (["--mode=evaluate", "--config.eval.features=('inception',)"], inception.FILE),
     "workdir": (["--workdir=/dev/null/x"], "Not a directory"),
-    "bucket": (["--workdir=gs://bucket/run"], "must be a folder; mount the bucket"),
+    "bucket": (["--workdir=gs://bucket/run"], "must be a folder, not a URL; mount the bucket"),
 }
 
 
@@ -573,7 +578,7 @@ def test_a_run_given_malformed_input_goes_on(short_run, tmp_path):
     flags = (*SHORT, "--mode=train", "--config.train.num_steps=6")
     workdir = shutil.copytree(short_run, tmp_path / "run")
     done = run_main(*flags, f"--workdir={workdir}")
-    assert done.returncode == 0 and "going on from step 4" in done.stderr, done.stderr
+    assert done.returncode == 0 and "resuming from step 4" in done.stderr, done.stderr
 
 
 # Python tells of all it opens and makes; the checkpoints' arrays are written by C++ code.

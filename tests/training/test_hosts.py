@@ -149,7 +149,7 @@ def test_a_checkpoint_of_two_hosts_goes_on_on_any_devices(one_device, two_hosts,
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "50")
     done = run_main(*FLAGS, "--mode=train", f"--workdir={tmp_path}", devices=devices)
-    assert done.returncode == 0 and "going on from step 25" in done.stderr, done.stderr
+    assert done.returncode == 0 and "resuming from step 25" in done.stderr, done.stderr
     np.testing.assert_allclose(losses(tmp_path)[25:], losses(one_device)[25:], rtol=1e-5)
     t4 = jnp.full(4, 6)
     runs = [colddiff.load(w) for w in (tmp_path, one_device)]
@@ -187,7 +187,7 @@ def test_one_told_host_stops_all_at_the_same_step(number, tmp_path):
     stopped = int(re.search(r"stopped at step (\d+)", err)[1])
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.latest_step() == stopped
-    assert f"{number.name}: saving, then ending" in other
+    assert f"{number.name}: saving a checkpoint, then ending" in other
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_a_state_that_hosts_share(one_device, tmp_path):
     for file in arrays:
         file.write_bytes(b"")  # half a file may hold all of its values: the rest is older trees
     [(_, err), _] = run_hosts(2, *flags, "--config.train.num_steps=52", "--mode=train")
-    assert arrays and "going on from step 25" in err
+    assert arrays and "resuming from step 25" in err
     assert (tmp_path / "damaged" / "50").is_dir()
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.latest_step() == 52

@@ -289,9 +289,9 @@ def test_another_run_s_workdir_is_refused_and_untouched(trained):
         train(config, trained)
     message = str(error.value)
     for line in (
-        "model.width: 8 there, 16 here",
-        "degradation.std: 1.0 there, 2.0",
-        "seed: 0 there",
+        "model.width: 8 saved, 16 now",
+        "degradation.std: 1.0 saved, 2.0",
+        "seed: 0 saved",
     ):
         assert line in message
     assert colddiff.load(trained).step == 8
@@ -326,25 +326,25 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
         moved(of_parts(of_parts(old)), of_parts(of_parts(new)), checkpoint.SAME_MODEL)
         with pytest.raises(UserError, match=r"degradation\.parts\.1\.(name|bank\.limit): "):
             moved(of_parts(noise, old), of_parts(noise, new), checkpoint.SAME_RUN)
-        with pytest.raises(UserError, match=r"degradation\.parts\.0\.name: 'gaussian_noise' there"):
+        with pytest.raises(UserError, match=r"degradation\.parts\.0\.name: 'gaussian_noise' saved"):
             moved(of_parts(noise, old), of_parts(old, old), checkpoint.SAME_MODEL)
     for new in (places[1], {"bank": bank | {"source": "color_digits"}}):
-        with pytest.raises(UserError, match="holds a run of another config"):
+        with pytest.raises(UserError, match="holds a run with another config"):
             moved(places[0] if "name" in new else {}, new, checkpoint.SAME_RUN)
     other = {"name": places[1]["name"].replace(":f", ":g")}
-    with pytest.raises(UserError, match="holds a run of another config"):
+    with pytest.raises(UserError, match="holds a run with another config"):
         moved(places[0], other, checkpoint.SAME_MODEL)
 
 
 @pytest.mark.parametrize(
     ("changes", "refused"),
     [
-        ({"batch_size": 16}, r"batch_size × train.accumulation: 8 there, 16 here"),
-        ({"accumulation": 2}, "train.accumulation: 8 there, 16 here"),
-        ({"ema_decay": 0.9}, "train.ema_decay: 0.95 there, 0.9 here"),
+        ({"batch_size": 16}, r"batch_size × train.accumulation: 8 saved, 16 now"),
+        ({"accumulation": 2}, "train.accumulation: 8 saved, 16 now"),
+        ({"ema_decay": 0.9}, "train.ema_decay: 0.95 saved, 0.9 now"),
         ({"ema_every": 2}, "train.ema_every"),
         ({"ema_start": 3}, "train.ema_start"),
-        ({"optimizer": "sgd"}, "train.optimizer: 'adam' there"),
+        ({"optimizer": "sgd"}, "train.optimizer: 'adam' saved"),
         ({"batch_size": 4, "accumulation": 2}, None),
         ({"learning_rate": 1e-4, "num_steps": 99, "log_every": 1}, None),
     ],
@@ -361,7 +361,7 @@ def test_what_may_change_when_a_run_goes_on(config, tmp_path, changes, refused, 
     checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     for field in changes:
-        assert any(f"going on with another train.{field}: " in text for text in said)
+        assert any(f"differs from the saved one in train.{field}: " in text for text in said)
 
 
 def test_what_the_images_and_the_model_are_may_not_change(config, tmp_path):
@@ -380,7 +380,7 @@ def test_what_the_images_and_the_model_are_may_not_change(config, tmp_path):
             if fields == checkpoint.SAME_MODEL and field in images:
                 checkpoint.check_same(fields, config, other, tmp_path)
                 continue
-            with pytest.raises(UserError, match=rf"\n  {field}: \S+ there, \S+ here"):
+            with pytest.raises(UserError, match=rf"\n  {field}: \S+ saved, \S+ now"):
                 checkpoint.check_same(fields, config, other, tmp_path)
 
 
@@ -415,7 +415,7 @@ def test_a_config_of_an_earlier_version_goes_on(config, tmp_path):
         del saved.data.background
     checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
     config.data.background = (255, 0, 0)
-    with pytest.raises(UserError, match=r"data.background: \[0, 0, 0\] there, \[255, 0, 0\] here"):
+    with pytest.raises(UserError, match=r"data.background: \[0, 0, 0\] saved, \[255, 0, 0\] now"):
         checkpoint.check_same(checkpoint.SAME_RUN, saved, config, tmp_path)
 
 
@@ -502,7 +502,7 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     train(config, tmp_path)
     evolution = json.loads((tmp_path / "evolution.json").read_text())
     assert list(evolution["scores"]) == ["2", "4", "5"]
-    with pytest.raises(UserError, match=r"no checkpoint in .* has the score direct/rmse"):
+    with pytest.raises(UserError, match=r"no checkpoint .* has the score direct/rmse; give a step"):
         colddiff.load(tmp_path, step="best")
 
 
@@ -523,10 +523,14 @@ def test_the_best_checkpoint_has_the_highest_ssim_or_psnr_or_the_lowest_error(co
 @pytest.mark.parametrize(
     ("scored", "best", "message"),
     [
-        (0, "tacos/rmse", "needs config.train.scored test images"),
-        (5, "tacos/fid", "must be SAMPLER/SCORE of .*tacos.* and rmse, psnr, ssim, fd/pca, kd/pca"),
+        (0, "tacos/rmse", "needs scores, but config.train.scored is 0; set it"),
+        (
+            5,
+            "tacos/fid",
+            "must be SAMPLER/SCORE, .*tacos.* of rmse, psnr, ssim, fd/pca, kd/pca",
+        ),
         (5, "ddim/rmse", "must be SAMPLER/SCORE"),
-        (1, "tacos/rmse", "have no such scores: tacos/rmse; FD needs 2 images"),
+        (1, "tacos/rmse", "=1 images .* too few .*best='tacos/rmse' .*; FD needs 2 images"),
         (3, "tacos/kd/pca", "KD 4"),
     ],
 )
@@ -538,7 +542,7 @@ def test_a_best_score_must_be_measured(scored, best, message, tmp_path):
 
 
 def test_a_best_step_must_be_known(trained):
-    with pytest.raises(UserError, match=r"was trained without config\.train\.best"):
+    with pytest.raises(UserError, match=r"trained without config\.train\.best, .*; give a step"):
         colddiff.load(trained, step="best")
 
 
@@ -546,7 +550,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     config = tiny_config()
     config.train.learning_rate = 1e30
     config.train.checkpoint_every = 1
-    with pytest.raises(UserError, match=r"diverged at step 1: .*(nan|inf)"):
+    with pytest.raises(UserError, match=r"diverged at step 1: .*(nan|inf).* Try a lower"):
         train(config, tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint"):
         colddiff.load(tmp_path)
