@@ -14,6 +14,7 @@ from colddiff.evaluation.classifier import Settings
 from colddiff.runtime.errors import UserError
 
 QUICK = Settings(max_steps=2, batch_size=32)
+SHORT = Settings(max_steps=200, batch_size=32)
 SHAPE = {"size": 16, "channels": 1}
 DIGITS = {"train_split": "train", "test_split": "test"} | SHAPE
 
@@ -26,8 +27,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(folder):
-    """The trained classifier of the digits."""
-    return classifier.load("digits", **DIGITS, folder=folder)
+    """The classifier of the digits, trained with small batches."""
+    return classifier.load("digits", **DIGITS, folder=folder, settings=SHORT)
 
 
 @pytest.fixture
@@ -43,6 +44,12 @@ def quick(tmp_path):
     return path, load
 
 
+def untrained(images, *_, num_classes=10, **__):
+    """Parameters of the network for such images, all zero: what `train` would start from."""
+    shapes = jax.eval_shape(classifier._Network(num_classes).init, jax.random.key(0), images[:1])
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"])
+
+
 def same(x, y):
     return jax.tree.structure(x) == jax.tree.structure(y) and all(
         np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (x, y)), strict=True)
@@ -55,7 +62,7 @@ def test_it_tells_digits_apart_that_it_has_not_seen(digits, monkeypatch):
     images, labels = sources.load_labelled("digits", "test", **SHAPE)
     found = jax.jit(classifier.features)(digits.params, images)
     guess = (np.asarray(found) @ last["kernel"] + last["bias"]).argmax(axis=1)
-    assert digits.accuracy == np.mean(guess == labels) >= 0.95
+    assert digits.accuracy == np.mean(guess == labels) >= 0.93
     monkeypatch.setattr(classifier, "_CHUNK", 100)
     assert digits.accuracy == classifier.accuracy(digits.params, images, labels)
 
@@ -65,7 +72,7 @@ def test_a_second_load_reads_the_file(digits, folder, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(classifier, "train", fail)
-    again = classifier.load("digits", **DIGITS, folder=folder)
+    again = classifier.load("digits", **DIGITS, folder=folder, settings=SHORT)
     assert same(again.params, digits.params)
     assert (again.accuracy, again.identity) == (digits.accuracy, digits.identity)
     assert json.loads(json.dumps(again.identity)) == json.loads(json.dumps(digits.identity))
@@ -74,6 +81,7 @@ def test_a_second_load_reads_the_file(digits, folder, monkeypatch):
 
 def test_every_setting_has_a_file_of_its_own(quick, monkeypatch):
     path, load = quick
+    monkeypatch.setattr(classifier, "train", untrained)
     others = [
         {"source": "color_digits"},
         {"train_split": "test"},
@@ -145,14 +153,10 @@ def test_damaged_files_are_refused(quick):
 )
 def test_features_of_any_size_and_number_of_channels(size, channels, convolutions):
     """Down to 4×4 pixels, with two convolutions for the last two halvings and one for others."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (6, size, size, channels), np.uint8)
-    settings = Settings(max_steps=1, batch_size=2)
-    params = classifier.train(
-        images, np.arange(6, dtype=np.int32), num_classes=6, settings=settings
-    )
+    images = np.zeros((2, size, size, channels), np.uint8)
+    params = untrained(images)
     found = jax.eval_shape(classifier.features, params, images)
-    assert found.shape == (6, 128) and found.dtype == np.float32
+    assert found.shape == (2, 128) and found.dtype == np.float32
     assert sum(name.startswith("Conv") for name in params) == convolutions
 
 
@@ -229,6 +233,11 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
         (tmp_path / "a.png").touch()
         (tmp_path / "b.png").touch()
         classifier.load(f"folder:{tmp_path}", **DIGITS, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_all_its_steps_tell_digits_apart(tmp_path):
+    assert classifier.load("digits", **DIGITS, folder=tmp_path).accuracy >= 0.95
 
 
 @pytest.mark.slow

@@ -257,8 +257,8 @@ def test_the_gallery_shows_growing_severities():
         pytest.param("inpaint_mnist", 0.4925, 0.2623, marks=pytest.mark.slow),
         pytest.param("inpaint_cifar10", 0.619, 0.1424, marks=pytest.mark.slow),
         pytest.param("superres_mnist", 0.1781, 0.2305, marks=pytest.mark.slow),
-        ("superres_cifar10", 0.277, 0.1447),
-        ("snow_cifar10", (0.36, 0.46), (0.295, 0.349)),
+        pytest.param("superres_cifar10", 0.277, 0.1447, marks=pytest.mark.slow),
+        pytest.param("snow_cifar10", (0.36, 0.46), (0.295, 0.349), marks=pytest.mark.slow),
         pytest.param("color_cifar10", 0.958, 0.0739, marks=pytest.mark.slow),
     ],
 )

@@ -23,8 +23,9 @@ from colddiff.sampling.samplers import ddim, tacos
 def test_every_config_builds_and_says_what_it_is(name):
     module = importlib.import_module(f"configs.{name}")
     experiment = build(config_anywhere(name))
-    x0 = jnp.zeros(experiment.image_shape)
-    assert experiment.degrade(x0, experiment.T, jax.random.key(0)).shape == x0.shape
+    x0 = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
+    xT = jax.eval_shape(experiment.degrade, x0, experiment.T, jax.random.key(0))
+    assert (xT.shape, xT.dtype) == (x0.shape, x0.dtype)
     if name != "default":
         assert f"--config configs/{name}.py --workdir" in module.__doc__
     with pytest.raises(AttributeError):
