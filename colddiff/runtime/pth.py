@@ -77,8 +77,8 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     archive's checksums are verified. The older layout has none, so wrong numbers go undetected.
 
     Raises:
-      UserError: the file is missing, damaged, big-endian or in neither layout; or it holds or asks
-        for anything but a dict of tensors; or a tensor or a storage exceeds the file's data.
+      UserError: the file is missing, damaged, big-endian or in neither layout; or it contains
+        anything but a dict of tensors; or a tensor or a storage exceeds the file's data.
     """
     try:
         content = path.read_bytes()
@@ -283,7 +283,7 @@ def _global(*names: Any) -> _Global:
 
 
 def _storage(identity: Any) -> _Storage:
-    """Return the storage for ('storage', type, key, device, count); old files append None."""
+    """Return the storage for ('storage', type, key, device, count); old files add a None."""
     match identity:
         case ("storage", _Global(name), str() as key, str(), int() as count, *rest):
             if name in _STORAGES and rest in ([], [None]) and 0 <= count < _LARGEST:
