@@ -178,7 +178,7 @@ class _Loop:
             last = step == settings.num_steps
             state, step_metrics = train_step(state, images, self.run.degrade)
             metrics.append(step_metrics)
-            # At most one step is in flight, so that the measured times are those of the devices.
+            # At most one step is in flight, so that the measured times include the devices' work.
             jax.block_until_ready(metrics[-2:-1])
             self.meter.advance()
             stopping = self.stop.wanted() and not last
