@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 
 def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
-    """Return `D(x0, t, key)`, which swirls x0: at T by `turns` at the centre, by less further out."""
+    """Return `D(x0, t, key)`, which swirls x0; at T the centre makes `turns` turns."""
     from_center = jnp.arange(image_size, dtype=jnp.float32) - (image_size - 1) / 2
     y, x = jnp.meshgrid(from_center, from_center, indexing="ij")
     angle = 2 * jnp.pi * turns * jnp.exp(-(x**2 + y**2) / (image_size / 3) ** 2)
