@@ -1,7 +1,6 @@
-"""Every registered degradation keeps the contract, and so does every config's.
+"""The contract of every registered degradation, and of every config's.
 
-A new entry of DEGRADATIONS needs an entry of SETTINGS, and nothing else, to be tested here.
-Their formulas: test_formulas.py.
+To test a new entry of DEGRADATIONS here, add an entry to SETTINGS. test_formulas.py tests formulas.
 """
 
 import importlib
@@ -66,7 +65,7 @@ def degrade(name):
 
 @pytest.fixture
 def last(name):
-    """Its T."""
+    """Return T of the degradation."""
     return SETTINGS.get(name, {}).get("num_steps", T)
 
 
@@ -87,7 +86,7 @@ def test_identity_at_zero_to_the_bit(degrade, x0):
 
 
 def test_same_key_same_pattern_however_it_is_called(degrade, x0, keys):
-    """One by one, jitted, in batches of two sizes, and split over four devices."""
+    """Call D one by one, jitted, in batches of two sizes, and split over four devices."""
     t = 5
     expected = jnp.stack([degrade(x, t, k) for x, k in zip(x0, keys, strict=True)])
     batch = jax.vmap(degrade, (0, None, 0))
@@ -100,12 +99,12 @@ def test_same_key_same_pattern_however_it_is_called(degrade, x0, keys):
 
 
 def test_one_pattern_at_all_t(name, degrade, last, x0, keys):
-    """D is apply at the pattern that draw gives; if it is random, other keys give others."""
+    """Check D against `apply` with the pattern of `draw`; keys matter only if D is random."""
     draw, apply = split(degrade)
     pattern = draw(keys[0], x0[0].shape)
     for t in range(last + 1):
         np.testing.assert_allclose(apply(x0[0], t, pattern), degrade(x0[0], t, keys[0]), atol=1e-6)
-    assert "random" not in str(jax.make_jaxpr(apply)(x0[0], 1, pattern))  # all of it is drawn
+    assert "random" not in str(jax.make_jaxpr(apply)(x0[0], 1, pattern))  # `apply` draws nothing
     xT = [degrade(x0[0], last, key) for key in keys]
     assert any(not np.array_equal(xT[0], other) for other in xT) == (name in RANDOM)
 
@@ -124,7 +123,7 @@ def real_images(size, channels=3, limit=32):
 
 
 def distances(degrade, x0, times):
-    """Mean |D(x0, t) - x0| over the images, for each t."""
+    """Return the mean of |D(x0, t) - x0| over the images, for each t."""
     xt = degrade_at(degrade, x0, times, image_keys(jax.random.key(0), 0, len(x0)))
     return np.mean(np.abs(xt - x0[None]), axis=(1, 2, 3, 4))
 
@@ -154,7 +153,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, 
 
 
 def largest_constant(lowered):
-    """Bytes of the largest constant of a program, compiled without care for its speed."""
+    """Return the bytes of the largest constant of a program, compiled without optimisation."""
     compiled = lowered.compile({"xla_backend_optimization_level": 0})
     found = re.findall(r"= (\w+)\[([\d,]*)\]\S* constant\(", compiled.as_text())
     assert found
@@ -170,7 +169,7 @@ def test_a_constant_is_found_where_there_is_one(x0):
     assert largest_constant(lowered) == table.nbytes
 
 
-# The same of the configs, at the paper's settings.
+# The contract of the configs' degradations, at the paper's settings.
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
@@ -179,7 +178,7 @@ def experiment(request):
 
 
 def test_configs_compile_without_large_constants(experiment):
-    """A batch of examples as in training, with its tables and banks for arguments."""
+    """Compile a batch of training examples, with tables and banks as arguments."""
     margin = experiment.config.data.crop_margin
     size = experiment.config.data.image_size + margin
     images = jnp.zeros((2, size, size, experiment.config.data.channels), jnp.uint8)
@@ -196,7 +195,7 @@ def test_configs_compile_without_large_constants(experiment):
     assert largest_constant(lowered) < 1e6
 
 
-# Two dark digits blend to a darker one (see `animorph`): it is tested on CIFAR-10, below.
+# A blend of two dark digits is darker than both, so animorph is tested on CIFAR-10, below.
 @pytest.mark.parametrize("experiment", [c for c in CONFIGS if "animorph" not in c], indirect=True)
 def test_configs_grow_in_severity(experiment):
     settings = experiment.config.data
