@@ -34,7 +34,7 @@ def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
 
 
 def _swirl(share, angle, x, y, x0, t, key):
-    """Return x0, each pixel read from its place before the turn; exactly x0 at t = 0."""
+    """Return x0 with every pixel moved around the centre; exactly x0 at t = 0."""
     sin, cos = jnp.sin(share[t] * angle), jnp.cos(share[t] * angle)
     center = (x0.shape[0] - 1) / 2
     places = jnp.stack([cos * y + sin * x, cos * x - sin * y]) + center

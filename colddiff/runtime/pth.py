@@ -274,7 +274,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _global(*names: Any) -> _Global:
-    """Return the global named by 'module attribute' or by two strings, if a state dict needs it."""
+    """Return the global of 'module attribute' or two strings; refuse what no state dict needs."""
     name = " ".join(names) if all(type(name) is str for name in names) else ""
     if name not in _GLOBALS:
         asked = name[:80].replace(" ", ".") or "a global without a name"
