@@ -1,4 +1,4 @@
-"""Settings and helpers of all tests: four virtual devices, the cache, no silent promotion."""
+"""Settings and helpers of all tests: four virtual devices, the cache, no silent broadcasting."""
 
 import importlib
 import io

@@ -245,7 +245,7 @@ class _Loop:
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Draw the restored images and, if there is a prior, up to N² generated ones.
+    """Draw N restored images and, if there is a prior, up to N² generated ones.
 
     At most `config.eval.batch_size` images are generated, since more may not fit into memory.
     """

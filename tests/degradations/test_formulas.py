@@ -461,7 +461,7 @@ def test_arguments_that_cannot_be_meant_are_refused(degrade):
     ids=lambda degrade: split(degrade)[1].func.__name__,
 )
 def test_the_cost_is_the_same_at_every_t(degrade):
-    """Count the FLOPs of programs with a constant t; a loop would count once, so there is none."""
+    """Count the FLOPs of programs with a constant t, which must not have loops."""
     draw, apply = split(degrade)
     x0 = jnp.zeros((32, 32, 3))
     program = str(jax.make_jaxpr(apply)(x0, 3, draw(KEY, x0.shape)))

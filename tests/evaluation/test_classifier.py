@@ -233,6 +233,6 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_it_tells_mnist_apart(real_data, tmp_path):
-    """Train for a tenth of the steps; the accuracy exceeds .95 (a linear model: 0.92)."""
+    """Train for a tenth of the steps; the accuracy exceeds .95 (a linear model: .92)."""
     wanted = DIGITS | {"folder": tmp_path, "settings": Settings(max_steps=200)}
     assert classifier.load("tfds:mnist", **wanted).accuracy >= 0.95
