@@ -143,7 +143,7 @@ def test_a_table_is_written(tmp_path):
 
 
 def test_a_picture_of_a_known_walk(experiment):
-    """Check that it equals the picture without the walk."""
+    """Compare with the picture that computes the walk itself."""
     run = Run(experiment, init_params(experiment, jax.random.key(0)))
     images = evaluate.load_test_images(experiment.config, 2)
     way = pictures.record_walk(run, images, 50)

@@ -36,7 +36,7 @@ def fresh():
 
 
 def test_convolutions_are_xla_s_own():
-    """Check also that `jax.jit` uses YNNPACK for them on jaxlib 0.10 and 0.11."""
+    """Check that only a plain `jax.jit` uses YNNPACK, on jaxlib 0.10 and 0.11."""
     program = network_jit(convolve).lower(X, KERNEL).compile().as_text()
     assert "convolution(" in program
     assert not any("convolution(" in body for body in ynn_computations(program))
@@ -46,7 +46,7 @@ def test_convolutions_are_xla_s_own():
 
 
 def test_a_program_inside_another_one():
-    """Call it within a `jit`, where JAX takes no compiler options."""
+    """Call `network_jit` within a `jit`, where JAX takes no compiler options."""
     inner = network_jit(convolve)
     expected = convolve(X, KERNEL)
     np.testing.assert_allclose(inner(X, KERNEL), expected, rtol=1e-5)

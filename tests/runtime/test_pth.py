@@ -270,7 +270,7 @@ def test_records_must_fit(path, state, records, message):
 
 
 def test_compressed_and_double_records_are_refused(path):
-    """Refuse them, because they could be larger than the file."""
+    """Refuse records that could be larger than the file."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(UserError, match=r"'archive/data\.pkl' is compressed"):

@@ -150,7 +150,7 @@ def test_two_kinds_of_images_are_two_components():
     ids=["pixelate", "blur"],
 )
 def test_what_a_mixture_draws_is_as_degraded_as_can_be(degrade, size, mixture):
-    """Check that D at T does not change it."""
+    """Check that D at T does not change an xT of the mixture."""
     fitted = fit_mixture(BANK, size=size)
     xT = draw(gaussian_mixture(fitted, image_size=8), 4)
     again = jax.vmap(degrade, (0, None, None))(xT, 2, jax.random.key(0))

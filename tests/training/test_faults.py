@@ -87,7 +87,7 @@ def test_killed_25_times_and_resumed_is_bit_identical(tmp_path, pytestconfig):
         saves = kills % 2 == 0
         text, count = ("saving checkpoint", 2) if saves else ("train ", moments.randint(1, 30))
         seconds = moments.uniform(0, 0.05) if saves else moments.uniform(0, 0.2)
-        logging.warning("kill %d: %.3f s after %r × %d", kills, seconds, text, count)  # to repeat
+        logging.warning("kill %d: %.3f s after %r × %d", kills, seconds, text, count)  # if it fails
         in_saves += kill_in_training(killed, text, count, seconds)
         kills += 1
         assert kills < 2 * KILLS, f"only {in_saves} kills met a save"

@@ -465,7 +465,7 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     config.train.checkpoints_kept = 1
     config.train.scored = 5
     config.train.best = best
-    (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # old ones
+    (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # old scores
 
     def made_up(run, *, truth, counts, between):
         step, params = run.step, run.params
