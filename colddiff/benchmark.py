@@ -33,9 +33,9 @@ from colddiff.training.examples import load_train_images, train_batches
 from colddiff.training.step import make_train_step
 
 _ROUNDS, _STARTS = 15, 3
-_SIDE = 4096  # of the matrices whose product measures the peak FLOP/s
-_LEAST_SECONDS = 0.2  # per part and round: a faster part is repeated
-_MOST_SECONDS = 120.0  # per part: after that it skips the later rounds
+_SIDE = 4096  # side of the matrices multiplied to measure the peak FLOP/s
+_LEAST_SECONDS = 0.2  # least time of a part in a round; a faster part is repeated
+_MOST_SECONDS = 120.0  # most time of a part; after it, the part skips later rounds
 _PEAK, _SAMPLING, _NO_NETWORK = "matrix product", "sampling", "sampling, R(x) = x"
 
 
@@ -44,10 +44,10 @@ class Timing(NamedTuple):
 
     Attributes:
       name: the part's name in the table.
-      seconds: time of one call; lower quartile, median and upper quartile over the rounds.
+      seconds: seconds of one call: lower quartile, median and upper quartile over the rounds.
       images: number of images in one call; 0 if it handles none.
-      flops: FLOPs of one call by the compiler, which counts a loop's body once; 0 if unknown.
-      bytes: memory that the program needs on a device, with its arguments; 0 if unknown.
+      flops: the compiler's count of a call's FLOPs, a loop's body counted once; 0 if unknown.
+      bytes: memory that the program needs on a device, including its arguments; 0 if unknown.
       compile_seconds: compile time, which a compilation cache shortens; 0 without a program.
     """
 
@@ -100,7 +100,7 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
 
     Args:
       config: the config to time.
-      arguments: the command line's config flags, to time starts of the command; () to skip this.
+      arguments: config flags of the command whose start is timed; () skips this timing.
 
     Raises:
       UserError: the config cannot work, or the data cannot be read.
@@ -117,7 +117,7 @@ def benchmark(config: ConfigDict, *, arguments: Sequence[str] = ()) -> Benchmark
     program, seconds = _compile(train_step, state, batch, experiment.degrade)
 
     def step(batch):
-        nonlocal state  # the step donates it
+        nonlocal state  # the step donates its buffers
         state, metrics = program(state, batch, experiment.degrade)
         return metrics
 
@@ -227,7 +227,7 @@ def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 def _waiting(
     step: Callable[[jax.Array], Any], batches: Iterator[jax.Array], *, ready: int
 ) -> float:
-    """Return the share of a short training's time spent waiting for the next batch.
+    """Return the share of a short training run's time spent waiting for the next batch.
 
     Args:
       step: runs one train step on a batch.
@@ -283,7 +283,7 @@ def _until_first_step(command: Sequence[str], environment: dict[str, str]) -> fl
 
 
 def markdown(found: Benchmark) -> str:
-    """Return the table of timings, and below it the other results."""
+    """Return the table of timings and the other results, in Markdown."""
     cells = [["", "median", "quartiles", "images/s", "GFLOP", "of the peak", "memory", "compiling"]]
     for part in found.timings:
         low, median, high = part.seconds

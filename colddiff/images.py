@@ -58,7 +58,7 @@ def to_uint8(x: np.ndarray | jax.Array) -> np.ndarray:
 
 def truncate_to_8_bit(x: jax.Array) -> jax.Array:
     """Truncate [-1, 1] to the 256 levels of an 8-bit image; any shape, not clipped."""
-    # 1e-3 keeps values on a level, which float32 may round down, from dropping to the level below.
+    # float32 may round a value below its level; 1e-3 keeps it from dropping to the level below.
     return jnp.trunc((x + 1) * 127.5 + 1e-3) / 127.5 - 1
 
 

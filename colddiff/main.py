@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     if _MODE.value == "train_and_evaluate":
         check_ways(config, _SAMPLERS.value, steps)
     if "train" in _MODE.value and not train(config, workdir, accept_source=_ACCEPT_SOURCE.value):
-        return  # a signal stopped it
+        return  # a signal stopped the training
     if "evaluate" in _MODE.value:
         _evaluate(config, [workdir, *others], steps)
     if _MODE.value == "generate":
@@ -196,7 +196,7 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int])
             run = load(workdir, step=_step(), config=config)
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
-        # A name with the samplers does not overwrite the report of all samplers.
+        # The samplers in the name keep the report of all samplers from being overwritten.
         name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ())])
         folder = report.write(found, run, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
@@ -211,7 +211,7 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int])
 def _workdirs() -> list[str]:
     """Return the folders that --workdir names; only --mode=evaluate takes several, as A,B,C.
 
-    An existing folder whose name has a comma counts as one.
+    An existing folder is one workdir, even if its name contains a comma.
     """
     text = _WORKDIR.value
     if "://" in text:
@@ -289,7 +289,7 @@ def run() -> None:
 def _leave_hosts(code: int) -> None:
     """Make this process exit in 30 seconds if there are other hosts.
 
-    The other hosts might be running without an error. JAX's exit waits for them while they wait for
+    The other hosts might have no error. Then JAX's exit would wait for them while they wait for
     this host, until all abort after five minutes.
     """
     jax = sys.modules.get("jax")

@@ -8,14 +8,14 @@ AFHQ in its released layout, in data/afhq; for another folder add
 --config.degradation.bank.sharded=True splits them over the devices. Cost: 700,000 steps of 2 × 32
 images with the 56.6 M parameter network; not measured.
 
-T is that of the released command. The cosine schedule, the augmentation of the faces (enlarge to
-143², random crop, flip), 2 × 32 images a step and 700,000 steps are those of the released code. The
+T comes from the released command. The cosine schedule, the augmentation of the faces (enlarge to
+143², random crop, flip), 2 × 32 images a step and 700,000 steps come from the released code. The
 released code augments the animals in the same way; here they are not augmented.
 
-Paper: FID 48.51. The released code scores 6,400 images: --mode=generate --seeds=0-6399. xT is an
-animal of the bank. As in the released code, the sampler estimates the animal at every step;
---config.sampler.name=tacos keeps it fixed. --config.degradation.bank.split=test starts from animals
-that training does not use.
+Paper: FID 48.51. The released code scores 6,400 images; for as many, add --mode=generate
+--seeds=0-6399. xT is an animal of the bank. As in the released code, the sampler estimates the
+animal at every step; --config.sampler.name=tacos keeps it fixed.
+--config.degradation.bank.split=test starts from animals that training does not use.
 """
 
 from ml_collections import ConfigDict

@@ -7,9 +7,9 @@ add --config.data.source=folder:PATH. Cost: 700,000 steps of 2 × 32 images with
 network; not measured. The decoded images take 10 GB of memory; --config.data.cache=False decodes
 them at every use instead.
 
-T, the kernel, σ = exp(.01 (t - 1)) and the reflect padding are those of the released command. The
-augmentation (enlarge to 143², random crop, flip), 2 × 32 images a step and 700,000 steps are those
-of the released code.
+T, the kernel, σ = exp(.01 (t - 1)) and the reflect padding come from the released command. The
+augmentation (enlarge to 143², random crop, flip), 2 × 32 images a step and 700,000 steps come from
+the released code.
 """
 
 from ml_collections import ConfigDict

@@ -5,9 +5,9 @@
 Data: CIFAR-10 as prepared by TFDS. Cost: 700,000 steps of 2 × 32 images with the 35.7 M parameter
 network of DDPM; not measured.
 
-T, the kernel, σ = .35 + .01 (t - 1) and the reflect padding are those of the released command. The
-augmentation (enlarge to 35², random crop, flip), 2 × 32 images a step and 700,000 steps are those
-of the released code.
+T, the kernel, σ = .35 + .01 (t - 1) and the reflect padding come from the released command. The
+augmentation (enlarge to 35², random crop, flip), 2 × 32 images a step and 700,000 steps come from
+the released code.
 """
 
 from ml_collections import ConfigDict

@@ -5,9 +5,8 @@
 Data: MNIST as prepared by TFDS. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter
 network; not measured.
 
-T, the kernel, σ and the circular padding are those of the released command. The augmentation
-(enlarge to 35², random crop, flip), 2 × 32 images a step and 700,000 steps are those of the
-released code.
+T, the kernel, σ and the circular padding come from the released command. The augmentation (enlarge
+to 35², random crop, flip), 2 × 32 images a step and 700,000 steps come from the released code.
 
 The paper's SSIM of the degraded images is a copy of its RMSE. With these settings the SSIM is .0145
 and the RMSE .2866. T is 20 as in the paper's main text (its appendix says 40).

@@ -6,11 +6,11 @@ Data: CIFAR-10 as prepared by TFDS, without augmentation. Cost: 700,000 steps of
 the 35.7 M parameter network of DDPM; not measured.
 
 T = 50 is the default of the released script; its published command has T = 20. The linear schedule,
-2 × 32 images a step and 700,000 steps are those of the released command and code, which do not
-augment either. The released command trains the ConvNeXt U-Net; the network here is that of
+2 × 32 images a step and 700,000 steps come from the released command and code, which do not augment
+the images either. The released command trains the ConvNeXt U-Net; the network here is that of
 configs/blur_cifar10.py.
 
-`config.paper` holds only the degraded images' SSIM and RMSE of the paper's row.
+`config.paper` holds only the paper's SSIM and RMSE of the degraded images.
 """
 
 from ml_collections import ConfigDict

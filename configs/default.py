@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # for the initial parameters, the order of the data and every training step
+    config.seed = 0  # of the initial parameters, the order of the data and every training step
 
     config.data = data = ConfigDict()
     data.source = "digits"  # digits | color_digits | tfds:NAME | folder:PATH
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     data.image_size = 32  # pixels a side
     data.channels = 1
     data.background = (0, 0, 0)  # (R, G, B) in 0..255, behind transparent pixels
-    data.crop_margin = 0  # pixels by which training images are larger before they are cropped
+    data.crop_margin = 0  # pixels added to the side of training images before they are cropped
     data.pad = 0  # black pixels put around a training image before it is cropped
     data.crop = "random"  # random | center
     data.flip = False  # mirror training images at random

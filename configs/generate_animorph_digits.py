@@ -5,8 +5,8 @@
 This command trains; the same command with --mode=generate then generates images. This experiment is
 not in the paper. It uses the network and training of configs/generate_noise_digits.py.
 
-Result, 256 images: the Fréchet distance to the test split on 32 principal components is 17.2, with
-tacos 22.3, and for the train split 1.3. Most images have one hue, but not all are digits: a
+Result, 256 images: the Fréchet distance to the test split on 32 principal components is 17.2 (22.3
+with tacos). The train split's distance is 1.3. Most images have one hue, but not all are digits: a
 white digit does not determine which coloured digit it becomes.
 """
 

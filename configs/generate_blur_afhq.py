@@ -14,8 +14,8 @@ and the steps. The released code treats both data sets alike.
     broken symmetry           54.68
     broken symmetry, direct   214.24  --config.sampler.name=direct
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399 and the flag of the row, if it
-has one (docs/generation.md).
+The released code scores 6,400 images. For as many, add --mode=generate --seeds=0-6399 and the row's
+flag, if any (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ not in the paper. It uses the network and training of configs/generate_noise_dig
 
 Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
 components is 2.3. It is 20.0 with perfect symmetry (--config.prior.noise_std=0.0), 19.9 with
-Algorithm 1 (--config.sampler.name=naive) and 5.0 with direct. For the train split it is 0.8.
+Algorithm 1 (--config.sampler.name=naive) and 5.0 with direct. The train split's distance is 0.8.
 """
 
 from ml_collections import ConfigDict

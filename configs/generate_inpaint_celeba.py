@@ -6,12 +6,12 @@ The mask closes from the edges to the centre, so that one random colour is left 
 configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32
 images with the 56.6 M parameter network; not measured.
 
-T, σ = .05 i and the closing from the edges are those of the released command. The colours, uniform
-on [-.5, .5], are those of the released code. The augmentation (enlarge to 143², random crop, flip),
-2 × 32 images a step and 700,000 steps are also those of the released code.
+T, σ = .05 i and the closing from the edges come from the released command. The colours, uniform on
+[-.5, .5], come from the released code. The augmentation (enlarge to 143², random crop, flip),
+2 × 32 images a step and 700,000 steps also come from the released code.
 
-Paper: FID 90.14. The released code scores 6,400 images: --mode=generate --seeds=0-6399
-(docs/generation.md).
+Paper: FID 90.14. The released code scores 6,400 images; for as many, add --mode=generate
+--seeds=0-6399 (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,8 @@ This command trains; the same command with --mode=generate then generates images
 not in the paper. It uses the network and training of configs/generate_noise_digits.py.
 
 Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
-components is 5.3. It is 12.0 with perfect symmetry (--config.prior.noise_std=0.0), as in the paper,
-since two xT then differ in one gray level only. For the train split it is 0.8.
+components is 5.3. It is 12.0 with perfect symmetry, as in the paper (--config.prior.noise_std=0.0),
+because two xT then differ in one gray level only. The train split's distance is 0.8.
 """
 
 from ml_collections import ConfigDict

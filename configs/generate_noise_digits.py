@@ -4,11 +4,12 @@
 
 This command trains; the same command with --mode=generate then generates images. This experiment is
 not in the paper. It uses the network of configs/blur_digits.py on images of 16² that are shifted by
-up to a pixel. Cost: 1,200 steps of 64 images take 6 minutes on two CPU cores, and 512 generated
-images half a minute.
+up to a pixel. Cost: 1,200 steps of 64 images take 6 minutes on two CPU cores; generating 512 images
+takes half a minute.
 
 Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
-components is 1.6 (ddim), 1.9 (ddpm) and 2.4 (tacos, fixed noise). For the train split it is 0.8.
+components is 1.6 (ddim), 1.9 (ddpm) and 2.4 (tacos, fixed noise). The train
+split's distance is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,8 @@ your own. Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter networ
 configs/superres_celeba.py names the sources of the training settings. The Gaussian over 2² pixels
 is the paper's; the released command ends with 8² pixels instead.
 
-Paper: FID 92.91. The released code scores 6,400 images: --mode=generate --seeds=0-6399
-(docs/generation.md).
+Paper: FID 92.91. The released code scores 6,400 images; for as many, add --mode=generate
+--seeds=0-6399 (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

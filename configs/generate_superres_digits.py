@@ -6,7 +6,7 @@ This command trains; the same command with --mode=generate then generates images
 not in the paper. It uses the network and training of configs/generate_noise_digits.py.
 
 Result of launch/hot_and_cold.sh, 512 images: the Fréchet distance to the test split on 32 principal
-components is 2.9. For the train split it is 0.8.
+components is 2.9. The train split's distance is 0.8.
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,10 @@
 Data: as for configs/blur_celeba.py, which says how to use a folder of your own. Cost: 60,000 steps
 of 64 images with the 56.6 M parameter network; not measured.
 
-T and σ are those of section 4.2 and of the released test script, not of appendix A.2; the released
-training command begins at σ = 2.2. The 60,000 steps of 64 images are those of A.2, which also
-accumulates 2 batches; the released command takes 350,000 steps of 2 × 100 images. The augmentation
-(enlarge to 143², random crop, flip) is that of the released code.
+T and σ come from section 4.2 and the released test script, not from appendix A.2. The released
+training command begins at σ = 2.2. The 60,000 steps of 64 images come from A.2, which also
+accumulates 2 batches. The released command takes 350,000 steps of 2 × 100 images. The augmentation
+(enlarge to 143², random crop, flip) comes from the released code.
 
 The released command for this row does not truncate to 8 bits: --config.data.eight_bit=False.
 """

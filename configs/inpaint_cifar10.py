@@ -5,9 +5,9 @@
 Data: CIFAR-10 as prepared by TFDS. Cost: 60,000 steps of 64 images with the 35.7 M parameter
 network of DDPM; not measured.
 
-T, σ and 60,000 steps of 64 images are those of appendix A.2, which also accumulates 2 batches.
-Accumulation is 1 here, so that a step has as many images as in the released code (2 × 32; 700,000
-steps). The augmentation (pad by 4, random crop, flip) and the truncation to 8 bits are those of the
+T, σ and 60,000 steps of 64 images come from appendix A.2, which also accumulates 2 batches. Here
+accumulation is 1, so that a step has as many images as in the released code (2 × 32, for 700,000
+steps). The augmentation (pad by 4, random crop, flip) and the truncation to 8 bits come from the
 released code. The hole's centre is drawn as in configs/inpaint_mnist.py, for the same reason.
 """
 

@@ -5,10 +5,10 @@
 Data: MNIST as prepared by TFDS, without augmentation. Cost: 60,000 steps of 64 images with the
 56.6 M parameter network; not measured.
 
-T, σ and 60,000 steps of 64 images are those of appendix A.2, which also accumulates 2 batches.
-Accumulation is 1 here, so that a step has as many images as in the released code (2 × 32; 700,000
-steps). The truncation to 8 bits is that of the released code, which does not augment either. The
-range of the hole's centre is chosen so that the scores of degraded images match the paper.
+T, σ and 60,000 steps of 64 images come from appendix A.2, which also accumulates 2 batches. Here
+accumulation is 1, so that a step has as many images as in the released code (2 × 32, for 700,000
+steps). The truncation to 8 bits comes from the released code, which does not augment the images
+either. The hole's centre has a range with which the scores of degraded images match the paper.
 
 Measured here, degraded images: SSIM .490, RMSE .2625. The released code draws the hole's centre
 from (0, 32) instead, and begins at σ = 1.1.

@@ -2,9 +2,9 @@
 
     python -m colddiff.main --config configs/inpaint_mnist_small.py --workdir runs/inpaint_small
 
-The data and the degradation are those of configs/inpaint_mnist.py, the network and the training
-those of configs/blur_digits.py: 1.1 M parameters instead of 56.6 M, and 1,000 steps of 32 images
-instead of 60,000 of 64. The run is scored on 500 images.
+The data and the degradation are as in configs/inpaint_mnist.py, the network and the training as in
+configs/blur_digits.py: 1.1 M parameters instead of 56.6 M, and 1,000 steps of 32 images instead of
+60,000 of 64. The run is scored on 500 images.
 """
 
 from ml_collections import ConfigDict

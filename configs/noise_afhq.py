@@ -13,8 +13,8 @@ steps. The released code treats both data sets alike.
     fixed noise        25.62   --config.sampler.name=tacos
     estimated noise    20.59
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399 and the flag of the row, if it
-has one (docs/generation.md).
+The released code scores 6,400 images. For as many, add --mode=generate --seeds=0-6399 and the row's
+flag, if any (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

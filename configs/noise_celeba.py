@@ -5,15 +5,15 @@
 Data: as for configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps
 of 2 × 32 images with the 56.6 M parameter network; not measured.
 
-T is that of the released command. The cosine schedule, the augmentation (enlarge to 143², random
-crop, flip), 2 × 32 images a step and 700,000 steps are those of the released code.
+T comes from the released command. The cosine schedule, the augmentation (enlarge to 143², random
+crop, flip), 2 × 32 images a step and 700,000 steps come from the released code.
 
     paper              FID of generated images
     fixed noise        59.91   --config.sampler.name=tacos
     estimated noise    23.11   (DDIM; --config.sampler.name=ddpm draws new noise at every step)
 
-The released code scores 6,400 images: --mode=generate --seeds=0-6399 and the flag of the row, if it
-has one (docs/generation.md).
+The released code scores 6,400 images. For as many, add --mode=generate --seeds=0-6399 and the row's
+flag, if any (docs/generation.md).
 """
 
 from ml_collections import ConfigDict

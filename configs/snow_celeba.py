@@ -5,11 +5,11 @@
 Data: as for configs/blur_celeba.py, but without augmentation. Cost: 700,000 steps of 2 × 32 images
 with the 56.6 M parameter network; not measured.
 
-T, the two schedules (snow level 4) and 700,000 steps are those of the released command and code,
-which do not augment either. The released code takes 2 × 16 images a step; 2 × 32 is the batch of
-configs/blur_celeba.py.
+T, the two schedules (snow level 4) and 700,000 steps come from the released command and code, which
+do not augment the images either. The released code takes 2 × 16 images a step; 2 × 32 is the batch
+of configs/blur_celeba.py.
 
-`config.paper` holds only the degraded images' SSIM and RMSE of the paper's row.
+`config.paper` holds only the paper's SSIM and RMSE of the degraded images.
 """
 
 from ml_collections import ConfigDict

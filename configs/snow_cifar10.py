@@ -5,14 +5,14 @@
 Data: CIFAR-10 as prepared by TFDS, without augmentation. Cost: 700,000 steps of 2 × 32 images with
 the 35.7 M parameter network of DDPM; not measured.
 
-T, the two schedules (snow level 3), 2 × 32 images a step and 700,000 steps are those of the
-released command and code, which do not augment either. The released command trains the ConvNeXt
+T, the two schedules (snow level 3), 2 × 32 images a step and 700,000 steps come from the released
+command and code, which do not augment the images either. The released command trains the ConvNeXt
 U-Net; the network here is that of configs/blur_cifar10.py.
 
 The paper uses one snow pattern for a whole batch, so its figures depend on the draw. Here every
 image has its own pattern.
 
-`config.paper` holds only the degraded images' SSIM and RMSE of the paper's row.
+`config.paper` holds only the paper's SSIM and RMSE of the degraded images.
 """
 
 from ml_collections import ConfigDict

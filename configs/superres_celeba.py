@@ -5,10 +5,10 @@
 Data: as for configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps
 of 2 × 32 images with the 56.6 M parameter network; not measured.
 
-T = 6, down to 2², is that of the paper; the released command has T = 4, down to 8². The area mean
-is that of configs/superres_mnist.py; the released command resizes bicubically instead. The
-augmentation (enlarge to 143², random crop, flip), 2 × 32 images a step and 700,000 steps are those
-of the released code.
+T = 6 ends at 2² pixels, as in the paper. The released command has T = 4 and ends at 8². The area
+mean is used as in configs/superres_mnist.py; the released command resizes bicubically instead. The
+augmentation (enlarge to 143², random crop, flip), 2 × 32 images a step and 700,000 steps come from
+the released code.
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,10 @@
 Data: CIFAR-10 as prepared by TFDS. Cost: 700,000 steps of 2 × 32 images with the 35.7 M parameter
 network of DDPM; not measured.
 
-T = 3, down to 4², is that of section 4.3, appendix A.3 and the released command. The area mean
+T = 3 ends at 4² pixels, as in section 4.3, appendix A.3 and the released command. The area mean
 comes close to the paper's scores of degraded images; the released command resizes bicubically. The
-augmentation (enlarge to 35², random crop, flip), 2 × 32 images a step and 700,000 steps are those
-of the released code.
+augmentation (enlarge to 35², random crop, flip), 2 × 32 images a step and 700,000 steps come from
+the released code.
 """
 
 from ml_collections import ConfigDict

@@ -5,9 +5,9 @@
 Data: MNIST as prepared by TFDS; training images are enlarged to 35² and cropped to their centre.
 Cost: 700,000 steps of 2 × 32 images with the 56.6 M parameter network; not measured.
 
-T = 3, down to 4², is that of section 4.3, appendix A.3 and the released command. The area mean
+T = 3 ends at 4² pixels, as in section 4.3, appendix A.3 and the released command. The area mean
 gives the paper's scores of degraded images; the released command resizes bicubically. The
-augmentation, 2 × 32 images a step and 700,000 steps are those of the released code.
+augmentation, 2 × 32 images a step and 700,000 steps come from the released code.
 
 Measured here, degraded images: SSIM .1781, RMSE .2305.
 """

@@ -2,9 +2,9 @@
 
     python -m colddiff.main --config configs/superres_mnist_small.py --workdir runs/superres_small
 
-The data and the degradation are those of configs/superres_mnist.py, the network and the training
-those of configs/inpaint_mnist_small.py: 1.1 M parameters instead of 56.6 M, and 2,000 steps of 32
-images instead of 700,000 of 2 × 32.
+The data and the degradation are as in configs/superres_mnist.py, the network and the training as in
+configs/inpaint_mnist_small.py: 1.1 M parameters instead of 56.6 M, and 2,000 steps of 32 images
+instead of 700,000 of 2 × 32.
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 
 def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
-    """Return `D(x0, t, key)`, which turns x0: at T by `turns` at its centre, less further out."""
+    """Return `D(x0, t, key)`, which swirls x0; at T the centre makes `turns` turns."""
     from_center = jnp.arange(image_size, dtype=jnp.float32) - (image_size - 1) / 2
     y, x = jnp.meshgrid(from_center, from_center, indexing="ij")
     angle = 2 * jnp.pi * turns * jnp.exp(-(x**2 + y**2) / (image_size / 3) ** 2)
@@ -34,7 +34,7 @@ def swirl(*, image_size: int, num_steps: int, turns: float) -> Partial:
 
 
 def _swirl(share, angle, x, y, x0, t, key):
-    """Return x0 with each pixel read from its place before the turn; exactly x0 at t = 0."""
+    """Return x0 with every pixel moved around the centre; exactly x0 at t = 0."""
     sin, cos = jnp.sin(share[t] * angle), jnp.cos(share[t] * angle)
     center = (x0.shape[0] - 1) / 2
     places = jnp.stack([cos * y + sin * x, cos * x - sin * y]) + center

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh clone to pictures: makes the environment, trains blur_digits on the CPU, evaluates it.
-# Needs Python 3.11 or newer and a network to install from. Interrupted, it goes on where it stopped.
-# Arguments go to colddiff.main: launch/demo.sh --workdir runs/mine --config.train.num_steps=800
+# Makes the environment, trains blur_digits on the CPU and evaluates it. Needs Python 3.11 or newer,
+# and a network connection for the packages. After an interruption, run it again to resume.
+# Arguments are passed to colddiff.main: launch/demo.sh --workdir runs/mine --config.train.num_steps=800
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/environment.sh"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: makes the virtual environment .venv, or updates it, with the
-# pinned packages of the requirements file given, and activates it. Needs Python 3.11 or newer with
-# venv; PYTHON names it where it is not the newest found. Set COLDDIFF_VENV for another place.
-# Leaves the shell in the repository's root.
+# Functions for the other scripts, which source this file. `make_environment FILE` makes or updates
+# the virtual environment .venv with the pinned packages of a requirements file, and activates it.
+# Needs Python 3.11 or newer with venv. Set PYTHON to use another Python than the first one found, and
+# COLDDIFF_VENV for another folder than .venv. Sourcing changes to the repository's root.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
@@ -39,6 +39,6 @@ make_environment() {
     python -m pip install --quiet --disable-pip-version-check -r "$requirements" || return
     cat requirements.txt "$requirements" > "$stamp"
   fi
-  # A second start compiles nothing.
+  # With this cache, a second start compiles nothing.
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Hot and cold generation side by side (paper, section 5), on digits and the CPU: trains four small
-# models, generates SEEDS (0-511) in every way that the paper compares, and measures the images. The
-# table and the picture come to runs/hot_and_cold. Interrupted, it goes on where it stopped.
-# Arguments go to every colddiff.main: launch/hot_and_cold.sh --config.train.num_steps=4000
-# Images of other settings are refused: remove runs/hot_and_cold first.
+# Hot and cold generation compared (paper, section 5), on digits and the CPU. Trains four small models,
+# generates SEEDS (0-511) in every way that the paper compares, and measures the images. Writes the
+# table and the picture to runs/hot_and_cold. After an interruption, run it again to resume.
+# Arguments are passed to every colddiff.main: launch/hot_and_cold.sh --config.train.num_steps=4000
+# For other settings, remove runs/hot_and_cold first: images of other settings are refused.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/environment.sh"
@@ -12,13 +12,13 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 arguments=("$@")
 folders=()
 
-digits() { # NAME FLAGS...: with the config and the run of that name
-  # An empty array is an unbound one to the bash of macOS.
+digits() { # NAME FLAGS...: run colddiff.main with the config and the workdir of that name
+  # The bash of macOS treats an empty array as unbound.
   python -m colddiff.main --config "configs/generate_$1_digits.py" \
     --workdir "runs/generate_$1_digits" ${arguments[@]+"${arguments[@]}"} "${@:2}"
 }
 
-row() { # TITLE NAME FLAGS...: images of a run, generated as the flags say
+row() { # TITLE NAME FLAGS...: generate images of a run with these flags
   local folder="runs/hot_and_cold/${1//[^A-Za-z0-9]/_}"
   digits "$2" --mode=generate --seeds="${SEEDS:-0-511}" --output="$folder" "${@:3}"
   folders+=("--folder=$1=$folder")

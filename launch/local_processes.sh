@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Several processes on this machine, one training: launch/local_processes.sh N ARGUMENTS of colddiff.main
-# For trying out many hosts. Needs the environment of launch/demo.sh or launch/test.sh. The processes
-# meet at 127.0.0.1, at the port COLDDIFF_PORT (a free one if it is not set). On CPUs each has as many
-# devices as JAX_NUM_CPU_DEVICES says. SIGTERM and Ctrl-C reach all of them; if one fails, the others
-# end too, and its exit code is that of the script.
+# Runs one training in N processes on this machine, to try out many hosts:
+# launch/local_processes.sh N ARGUMENTS of colddiff.main
+# Needs the environment of launch/demo.sh or launch/test.sh. The processes connect at 127.0.0.1, port
+# COLDDIFF_PORT (a free one if not set). On CPUs each has JAX_NUM_CPU_DEVICES devices. SIGTERM and Ctrl-C
+# reach all processes. If one fails, the others end too, and the script exits with its exit code.
 set -euo pipefail
 if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: launch/local_processes.sh N --config ... --workdir ..." >&2
@@ -19,7 +19,7 @@ fi
 port=${COLDDIFF_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 
 processes=()
-set -m  # each in a group of its own: Ctrl-C reaches it through this script alone, once
+set -m  # own process groups: Ctrl-C reaches each process once, through this script
 for ((host = 0; host < count; host++)); do
   python -m colddiff.main "--coordinator=127.0.0.1:$port" "--num_hosts=$count" "--host=$host" "$@" &
   processes+=($!)
@@ -31,7 +31,7 @@ trap 'tell INT' INT
 
 worst=0
 while ((${#processes[@]})); do
-  sleep 0.2 || true # Ctrl-C ends it
+  sleep 0.2 || true # Ctrl-C ends the sleep
   for host in "${!processes[@]}"; do
     kill -0 "${processes[$host]}" 2>/dev/null && continue
     code=0

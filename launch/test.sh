@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The environment with what the tests need, the linter, then pytest in two processes, with the
-# arguments given: launch/test.sh -m 'not slow'
+# Makes the environment for tests, then runs the linter, and pytest in two processes. Arguments are
+# passed to pytest: launch/test.sh -m 'not slow'
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/environment.sh"

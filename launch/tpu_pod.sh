@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A TPU pod slice on Google Cloud, from nothing to a trained run:
+# Creates a TPU pod slice on Google Cloud and trains on it:
 #
-#     launch/tpu_pod.sh create                  asks for the slice
-#     launch/tpu_pod.sh install                 this repository's last commit and its packages, on all workers
+#     launch/tpu_pod.sh create                  creates the slice
+#     launch/tpu_pod.sh install                 installs this repository's last commit and packages, on all workers
 #     launch/tpu_pod.sh run --config configs/blur_celeba.py --workdir /mnt/runs/blur
 #     launch/tpu_pod.sh log                     follows the first worker's log
-#     launch/tpu_pod.sh stop                    saves, then ends; the same `run` goes on
-#     launch/tpu_pod.sh delete                  gives the slice back: it costs money until then
+#     launch/tpu_pod.sh stop                    saves and ends; the same `run` resumes
+#     launch/tpu_pod.sh delete                  deletes the slice, which costs money until then
 #
-# Needs gcloud, logged in, with a project that has TPU quota. Set TPU_NAME and ZONE; for create also
-# ACCELERATOR (v4-32, say) and VERSION (the runtime, tpu-ubuntu2204-base, say). The workdir must be one
-# that all workers see: a mounted disk or bucket. Arguments of `run` go to colddiff.main. Not yet run on a
-# real pod.
+# Needs gcloud, logged in to a project with TPU quota. Set TPU_NAME and ZONE; for `create` also set
+# ACCELERATOR (such as v4-32) and VERSION (the runtime, such as tpu-ubuntu2204-base). All workers must see
+# the workdir: use a mounted disk or bucket. Arguments of `run` are passed to colddiff.main. Not yet run
+# on a real pod.
 set -euo pipefail
 : "${TPU_NAME:?the name of the slice}" "${ZONE:?such as us-central2-b}"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

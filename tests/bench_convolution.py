@@ -1,13 +1,14 @@
-"""What the networks' convolutions and sums cost, by XLA and by ours, compiler option off and on.
+"""Times of the networks' convolutions and sums, XLA's and ours, compiler option off and on.
 
     python -m tests.bench_convolution            the whole networks too: minutes, 8 GB
     python -m tests.bench_convolution --parts
 
-32 images at the first level of the ConvNeXt U-Net, 32² × 64; then the paper's two networks:
-forward, gradients and train step. XLA's are what `lax.platform_dependent` gives GPUs and TPUs; the
-option is that of `colddiff.runtime.compiler`. All four take turns, in one run; medians and
-quartiles of all rounds. *Apart*: ours with the option on from XLA's with it off, relative to the
-largest entry.
+Inputs are 32 images at the first level of the ConvNeXt U-Net, 32² × 64. The forward pass, the
+gradients and the train step of the paper's two networks follow. XLA's forms are those that
+`lax.platform_dependent` selects on GPUs and TPUs. The option is that of
+`colddiff.runtime.compiler`. All four variants take turns in one run; the table gives medians and
+quartiles of all rounds. *Apart* is the difference of ours with the option on from XLA's with it
+off, relative to the largest entry.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ BATCH, ROUNDS = 32, 7
 
 
 def parts() -> Iterator[tuple[str, Callable, tuple[int, ...], tuple[int, ...]]]:
-    """(name, function of x and a kernel, shape of x, shape of the kernel)."""
+    """Yield (name, function of x and a kernel, shape of x, shape of the kernel)."""
 
     def conv(stride, pad):
         return lambda x, k: convolve(x, k, stride, ((pad, pad), (pad, pad)))
@@ -52,7 +53,7 @@ def parts() -> Iterator[tuple[str, Callable, tuple[int, ...], tuple[int, ...]]]:
 
 
 def gradient(function: Callable, index: int) -> Callable:
-    """To input `index` alone, of a function of x and a kernel."""
+    """Return the gradient of a function of x and a kernel to input `index`."""
 
     def found(x, kernel, dy):
         arguments = [x, kernel]
@@ -68,25 +69,25 @@ def gradient(function: Callable, index: int) -> Callable:
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
-    """Everything as it is on GPUs and TPUs."""
+    """Use the forms for GPUs and TPUs within this block."""
     with mock.patch.object(lax, "platform_dependent", lambda *a, cpu, default: default(*a)):
         yield
 
 
 def variants(function: Callable, *arguments: jax.Array) -> list[Callable]:
-    """Compiled: XLA's, option off and on; ours, option off and on."""
+    """Return four compiled functions: XLA's and ours, each with the option off and on."""
     found = []
     for context in (elsewhere, contextlib.nullcontext):
         for options in (None, cpu_options()):
             with context():
-                # A function of its own, or jit would give what it has already.
+                # A new function for each option, because jit would reuse the program of an old one.
                 own = jax.jit(lambda *a: function(*a), compiler_options=options)
                 found.append(own.lower(*arguments).compile())
     return found
 
 
 def compare(name: str, function: Callable, *arguments: jax.Array) -> None:
-    """One row of the table."""
+    """Print one row of the table."""
     programs = variants(function, *arguments)
     results = [jax.tree.leaves(jax.device_get(program(*arguments))) for program in programs]
     pairs = zip(results[0], results[-1], strict=True)

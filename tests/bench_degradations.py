@@ -1,9 +1,9 @@
-"""What degrading costs at t = 1 and at t = T: 32 images of 128² × 3, every degradation.
+"""Times of every degradation at t = 1 and at t = T, on 32 images of 128² × 3.
 
     python -m tests.bench_degradations
 
-Both are timed in turn, in one run, by one compiled program; their ratio is the median over the
-rounds, with its quartiles. Not a test: times are for reading.
+Both severities are timed in turn, by one compiled program. Their ratio is the median over the
+rounds, with its quartiles. This is not a test: nothing is asserted.
 """
 
 import sys
@@ -31,7 +31,7 @@ SIZE, BATCH, ROUNDS, CALLS = 128, 32, 40, 5
 
 
 def degradations():
-    """(name, T, degradation) at the paper's settings for 128²."""
+    """Yield (name, T, degradation) at the paper's settings for 128²."""
     std = exponential(200, start=1.0, rate=0.01)
     blur = gaussian_blur(image_size=SIZE, num_steps=200, kernel_size=15, std=std, padding="reflect")
     yield "gaussian_blur", 200, blur

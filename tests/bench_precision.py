@@ -1,10 +1,10 @@
-"""What bfloat16 changes: the same training twice, by turns, in float32 and in bfloat16.
+"""Compare float32 and bfloat16: the same training in both, in turns.
 
     python -m tests.bench_precision PICTURE.png [--config.FIELD=VALUE ...]
 
 `configs/blur_digits.py` with its own seed and data; parameters, loss and degradation are float32 in
-both. Draws both loss curves and writes a table of times and scores: minutes. Not a test: its
-numbers are to be read.
+both. It draws both loss curves and prints a table of times and scores, in minutes. This is not a
+test: nothing is asserted.
 """
 
 import sys
@@ -26,7 +26,7 @@ from colddiff.training.examples import load_train_images, train_batches
 from colddiff.training.step import make_train_step
 
 DTYPES = ("float32", "bfloat16")
-SMOOTHED = 20  # steps whose mean is one point of a curve
+SMOOTHED = 20  # number of steps that one point of a curve averages
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/blur_digits.py", "Config file.")
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: four virtual devices, the compilation cache, no silent broadcasting."""
+"""Settings and helpers of all tests: four virtual devices, the cache, no silent broadcasting."""
 
 import importlib
 import io
@@ -62,7 +62,7 @@ _MATHS = (
 
 @pytest.fixture(autouse=True)
 def no_silent_change_of_dtype(request):
-    """In the maths; Flax and optax themselves rely on such changes."""
+    """Refuse dtype promotion in tests of the maths; Flax and optax rely on it."""
     strict = request.module.__name__ in _MATHS
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield
@@ -72,7 +72,7 @@ CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "d
 
 
 def config_anywhere(name: str) -> ConfigDict:
-    """configs/NAME.py; a bank of images that are not here becomes one of digits."""
+    """Return the config configs/NAME.py, with digits in place of a bank that needs data."""
     config = importlib.import_module(f"configs.{name}").get_config()
     if "bank" in config.degradation:
         config.degradation.bank.source = "color_digits"
@@ -81,7 +81,7 @@ def config_anywhere(name: str) -> ConfigDict:
 
 
 def tiny_config() -> ConfigDict:
-    """blur_digits with a network and images so small that a step takes milliseconds."""
+    """Return blur_digits with a small network and small images; a step takes milliseconds."""
     config = blur_digits.get_config()
     config.data.image_size = 16
     config.degradation.num_steps = 6
@@ -108,7 +108,7 @@ def config() -> ConfigDict:
 
 
 def tiny_generator_config() -> ConfigDict:
-    """The tiny config, generating from one gray level."""
+    """Return the tiny config with a prior that draws one gray level."""
     config = tiny_config()
     config.data.eight_bit = True
     config.degradation.padding = "circular"
@@ -119,7 +119,7 @@ def tiny_generator_config() -> ConfigDict:
 
 @pytest.fixture(scope="session")
 def generator(tmp_path_factory) -> Path:
-    """The workdir of a finished tiny run with a prior; not to be written to."""
+    """Return the workdir of a finished tiny run with a prior; do not write to it."""
     workdir = tmp_path_factory.mktemp("generator")
     train(tiny_generator_config(), workdir)
     return workdir
@@ -127,7 +127,7 @@ def generator(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """The workdir of a finished tiny run, on four devices; not to be written to."""
+    """Return the workdir of a finished tiny run on four devices; do not write to it."""
     workdir = tmp_path_factory.mktemp("trained")
     train(tiny_config(), workdir)
     return workdir
@@ -135,7 +135,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def compiled() -> Iterator[list[str]]:
-    """Names of the functions that JAX compiles in this test, in order."""
+    """Yield a list of the names of the functions that JAX compiles in this test, in order."""
     names = []
     handler = logging.Handler()
     handler.emit = lambda record: names.extend(
@@ -156,7 +156,7 @@ def sample(sampler, restore, degrade, params, xT, keys, times, iterates_at=None)
 
 @pytest.fixture
 def real_data() -> None:
-    """MNIST and CIFAR-10 as TFDS prepared them; skips where they are not."""
+    """Skip the test unless TFDS has prepared MNIST and CIFAR-10."""
     folder = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     if not (folder / "mnist").is_dir() or not (folder / "cifar10").is_dir():
         pytest.skip(f"no MNIST and CIFAR-10 in {folder}: set TFDS_DATA_DIR to where TFDS has them")
@@ -176,7 +176,7 @@ TINY_FLAGS = (
     "--config.eval.pictures=2",
 )
 
-REAL_NETWORK = (  # after TINY_FLAGS, for commands that know the library's networks only
+REAL_NETWORK = (  # after TINY_FLAGS, for commands without the network `small`
     "--config.model.name=resnet_unet",
     "--config.model.width=8",
     "--config.model.multipliers=(1,)",
@@ -185,12 +185,12 @@ REAL_NETWORK = (  # after TINY_FLAGS, for commands that know the library's netwo
 
 
 def command(*args: object) -> list[str]:
-    """The command `python -m colddiff.main` with these arguments, and `small` a network."""
+    """Return the command line of colddiff.main, with `small` among the networks."""
     return [sys.executable, "-m", "small", *map(str, args)]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a process of our own, on so many virtual devices."""
+    """Return the environment of a subprocess with this number of virtual devices."""
     return os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
         "JAX_COMPILATION_CACHE_DIR": COMPILATION_CACHE,
@@ -203,7 +203,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 def started(
     command: Sequence[str], env: dict[str, str], end: Callable = subprocess.Popen.kill
 ) -> Iterator[subprocess.Popen]:
-    """A process that `end` ends on leaving, or after half an hour: no test waits forever."""
+    """Start a process; `end` ends it when the block ends, or after half an hour."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -218,12 +218,12 @@ def started(
 
 
 def start_main(*args: object, devices: int = 1) -> AbstractContextManager[subprocess.Popen]:
-    """Starts `command`; ends it on leaving."""
+    """Start `command`; end it when the block ends."""
     return started(command(*args), environment(devices))
 
 
 def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
-    """Reads its stderr until `text` has come in so many lines."""
+    """Read the stderr of a process until `count` lines contain `text`."""
     for line in process.stderr:
         count -= text in line
         if not count:
@@ -232,12 +232,12 @@ def wait_for(process: subprocess.Popen, text: str, count: int = 1) -> None:
 
 
 def run_main(*args: object, devices: int = 1) -> subprocess.CompletedProcess:
-    """Runs `command` to its end."""
+    """Run `command` to its end."""
     return run_program("-m", "small", *args, devices=devices)
 
 
 def call_main(*args: object) -> subprocess.CompletedProcess:
-    """Runs the command line in this process, where everything is imported and compiled already."""
+    """Run the command line in this process, which has imported and compiled everything."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     handler, loggers = absl_logging.get_absl_handler(), [logging.getLogger(n) for n in ("", "absl")]
     before = handler.python_handler.stream, list(handler.filters)
@@ -253,7 +253,7 @@ def call_main(*args: object) -> subprocess.CompletedProcess:
             main.run()
     except SystemExit as end:
         code = end.code or 0
-    finally:  # flags, which flagsaver restores, set levels too
+    finally:  # flagsaver restores flags, which also sets log levels
         handler.python_handler.stream, handler.filters[:] = before
         for logger, level, handlers in levels:
             logger.setLevel(level)
@@ -264,7 +264,7 @@ def call_main(*args: object) -> subprocess.CompletedProcess:
 def run_program(
     *args: object, devices: int = 1, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess:
-    """Runs Python with these arguments, and more environment variables, to its end."""
+    """Run Python to its end with these arguments and additional environment variables."""
     return subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=ROOT,

@@ -3,8 +3,8 @@
     python -m tests.mutants              # all of them, about ten minutes on two cores
     python -m tests.mutants samplers.py  # those whose file or test has this word
 
-Each is one edit in a copy of this checkout. First all the tests named here must pass in the copy;
-then each edit alone must make its test fail.
+Each mutant is one edit in a copy of this checkout. First, all tests named here must pass in the
+copy. Then each edit alone must make its test fail.
 """
 
 import os
@@ -20,7 +20,7 @@ _FAILED = 1  # pytest's exit code for failed tests
 
 
 class Mutant(NamedTuple):
-    """An edit of colddiff/FILE, from `old`, which stands there once, to `new`."""
+    """An edit of colddiff/FILE: `old`, which the file contains once, becomes `new`."""
 
     file: str
     old: str
@@ -194,7 +194,7 @@ MUTANTS = (
         "rate = jnp.where(step <= train.ema_start, 1.0, rate)",
         "experiment/test_state.py::test_ema_is_the_paper_s",
     ),
-    # What a run keeps.
+    # Files of a run.
     Mutant(
         "experiment/checkpoint.py",
         '"data.image_size", "data.channels", "data.eight_bit")',
@@ -316,7 +316,7 @@ MUTANTS = (
         "first.append(values)",
         "evaluation/test_features.py::test_only_the_first_features_are_kept",
     ),
-    # Machines.
+    # Devices, hosts and files.
     Mutant(
         "runtime/devices.py",
         "sorted(jax.devices(), key=lambda d: (d.process_index, d.id))",

@@ -1,4 +1,4 @@
-"""A writer of PyTorch's state dicts, opcode by opcode, for tests of their reader."""
+"""A writer of PyTorch's state dicts, opcode by opcode, to test the reader."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Global(NamedTuple):
-    """A name in a pickle; it need not exist here."""
+    """The name of a class or function in a pickle; it need not exist."""
 
     module: str
     name: str
@@ -27,7 +27,7 @@ class Persistent(NamedTuple):
 
 
 class Pickler(pickle._Pickler):
-    """Python's own in Python, which also writes the three above."""
+    """Python's pickler, which also writes the three classes above."""
 
     def save(self, obj, save_persistent_id=True):
         if isinstance(obj, Global) and self.proto >= 4:
@@ -67,7 +67,7 @@ def tensor(storage, offset, shape, strides):
 
 
 def write_zip(path, state, storages, *, prefix="archive", protocol=2, **records):
-    """`records` replaces or, with None, leaves out a record: data_pkl, byteorder, data_0, ..."""
+    """Write a zip file. `records` replaces records such as data_pkl; None leaves one out."""
     records = {
         "data_pkl": pickled(state, protocol),
         "byteorder": b"little",
@@ -93,7 +93,7 @@ def write_legacy(path, state, storages, *, system=LITTLE):
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A file that holds these arrays by their names, in the layout of 2019."""
+    """Write arrays by name, in the layout of 2019."""
     storages = {str(i): array for i, array in enumerate(arrays.values())}
     state = OrderedDict()
     for (key, array), name in zip(storages.items(), arrays, strict=True):

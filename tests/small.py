@@ -1,7 +1,7 @@
 """A restorer that compiles in a second, and the command line with it among the networks.
 
 `python -m small FLAGS` is `python -m colddiff.main FLAGS` with `--config.model.name=small` allowed.
-The tests of runs use it: what they are about is the same with any network.
+The tests of runs use it, because they do not depend on the network.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from colddiff.networks.layers import check_input, sinusoidal_embedding
 class Small(nn.Module):
     """A 3×3 convolution to `width` features, + time, GELU, dropout, a 3×3 convolution back.
 
-    It takes what `ResNetUNet` takes, and makes no use of `num_blocks` and `attention_sizes`.
+    It takes the settings of `ResNetUNet` and ignores `num_blocks` and `attention_sizes`.
     """
 
     channels: int

@@ -1,4 +1,4 @@
-"""Reads TensorBoard's event files without TensorFlow."""
+"""A reader of TensorBoard's event files, without TensorFlow."""
 
 import struct
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def read_events(folder: Path) -> list[tuple[int, str]]:
-    """(step, tag) of every value in `folder`; "session" where a session purges what follows."""
+    """Return (step, tag) of every value; "session" marks where TensorBoard purges later steps."""
     found = []
     for event in _events(folder):
         found += [(event.step, value.tag) for value in event.summary.value]
@@ -18,7 +18,7 @@ def read_events(folder: Path) -> list[tuple[int, str]]:
 
 
 def read_scalars(folder: Path, tag: str) -> dict[int, float]:
-    """The values of one tag by step; of a step that came twice, the later one."""
+    """Return the values of one tag by step; the later one if a step occurs twice."""
     found = {}
     for event in _events(folder):
         for value in event.summary.value:

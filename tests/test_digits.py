@@ -1,6 +1,6 @@
-"""The *_digits configs, on smaller images, with a smaller network: training pays.
+"""Training of the *_digits configs improves the scores, on smaller images with a smaller network.
 
-And generate_blur_digits at its own size: broken symmetry makes different images (section 5.2).
+generate_blur_digits runs at its own size: broken symmetry makes different images (section 5.2).
 """
 
 import json
@@ -20,9 +20,9 @@ FLAGS = (
     "--config.eval.num_images=100",
     "--config.eval.samplers=('direct', 'tacos')",
 )
-MORE = {"inpaint_digits": ("--config.degradation.center=(2, 13)",)}  # within the smaller image
+MORE = {"inpaint_digits": ("--config.degradation.center=(2, 13)",)}  # fits into the smaller image
 
-# One of each degradation; these train what another does, with other images or another network.
+# Left out: these train the degradation of another config with other images or another network.
 ALIKE = {
     "blur_color_digits",
     "generate_blur_digits",  # trained below
@@ -46,7 +46,7 @@ def test_direct_restoration_beats_the_degraded_image(name, tmp_path):
 
 @pytest.mark.slow
 def test_broken_symmetry_makes_different_images(tmp_path):
-    """With a small network and a third of the training: the paper's order of Fréchet distances."""
+    """Check the paper's order of Fréchet distances, with a small network and less training."""
     common = (
         "--config=configs/generate_blur_digits.py",
         f"--workdir={tmp_path}",

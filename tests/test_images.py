@@ -1,4 +1,4 @@
-"""Scales and pictures."""
+"""Conversion of images, and pictures."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +59,7 @@ def test_a_mosaic_has_every_image_in_its_place():
     assert found.tolist() == [[0, 50, 100], [150, 200, 255]]
     captioned = images.mosaic(np.zeros((4, 8, 8, 3)), height=16, caption="t")
     assert captioned.shape[0] > 2 * 18 + 2
-    assert captioned[-10, 10].tolist() == [128, 128, 128]  # of [-1, 1]
+    assert captioned[-10, 10].tolist() == [128, 128, 128]  # the middle of [-1, 1]
 
 
 def test_a_gif_shows_its_frames_in_their_order(tmp_path):

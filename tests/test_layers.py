@@ -1,4 +1,4 @@
-"""The maths imports without data sets and checkpoints installed."""
+"""The maths can be imported without the packages for data sets and checkpoints."""
 
 import subprocess
 import sys

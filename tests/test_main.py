@@ -1,4 +1,4 @@
-"""The command line: one command does it all, and mistakes end with one clear message."""
+"""The command line: one command runs everything, and mistakes end with one message."""
 
 import json
 import re
@@ -24,16 +24,16 @@ def test_one_command_trains_and_evaluates(tmp_path):
     assert again.returncode == 0, again.stderr
     rows = json.loads((folder / "report.json").read_text())["rows"]
     for row, before in zip(rows, report["rows"][:2], strict=True):
-        assert row | {"seconds": 0} == before | {"seconds": 0}  # to the last digit
+        assert row | {"seconds": 0} == before | {"seconds": 0}  # all digits are equal
 
-    other = run_main(*flags, "--config.model.width=16")
+    other = call_main(*flags, "--config.model.width=16")
     assert other.returncode == 2
     assert "model.width: 8 saved, 16 now" in other.stderr and "Traceback" not in other.stderr
 
 
 @pytest.mark.slow
 def test_a_study_and_a_table_of_several_runs(trained, generator, tmp_path):
-    """Without --config: each run has the one it was trained with."""
+    """Give no --config; each run has the one it was trained with."""
     runs = [shutil.copytree(trained, tmp_path / "a"), shutil.copytree(generator, tmp_path / "b")]
     with_comma = shutil.copytree(trained, tmp_path / "c, with a comma")
     done = run_main("--mode=evaluate", "--samplers=direct", f"--workdir={with_comma}")

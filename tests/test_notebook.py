@@ -1,4 +1,4 @@
-"""The notebook of docs/ runs from its first cell to its last, in a kernel of its own."""
+"""The notebook of docs/ runs from the first cell to the last, in its own kernel."""
 
 import nbformat
 import pytest

@@ -1,4 +1,4 @@
-"""What the README says runs as it stands there."""
+"""The code in the README runs, and the README names existing configs and files."""
 
 import itertools
 import re
@@ -50,5 +50,5 @@ def test_every_file_it_names_exists():
     text = (ROOT / "README.md").read_text()
     names = re.findall(r"\]\(([\w/.]+)\)", text) + re.findall(r"(?:configs|launch)/\w+\.\w+", text)
     assert len(names) > 8
-    for name in set(names) - {"configs/dim_digits.py"}:  # the reader's
+    for name in set(names) - {"configs/dim_digits.py"}:  # a file that the reader writes
         assert (ROOT / name).exists(), name

@@ -1,4 +1,4 @@
-"""Which image files of a folder belong to which split, and in which order subsets take them."""
+"""Assignment of a folder's image files to splits, and their order in subsets."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from absl import logging
 from colddiff.runtime.errors import UserError, unknown_name
 
 SPLITS = ("train", "test")
-_SPLIT_FOLDERS = {  # names of each split's folder, in any case; the first match is used
+_SPLIT_FOLDERS = {  # folder names of each split, upper or lower case; the first is used
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),
 }
@@ -25,8 +25,8 @@ def split_files(path: str, split: str) -> tuple[list[Path], list[int]]:
     files is the test split. Adding files does not move others between the splits.
 
     Raises:
-      UserError: there is no such split or folder, or it holds too few images; or the purpose of a
-        folder beside a split's cannot be told.
+      UserError: there is no such split or folder, or it holds too few images; or it has the
+        folder of one split only, beside other folders.
     """
     if split not in SPLITS:
         raise unknown_name("split of a folder", split, SPLITS)

@@ -39,7 +39,7 @@ _MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
 _CHUNK = 256  # images decoded in parallel
 _FORMATS = ("PNG", "JPEG")  # PIL uses no other decoder, whatever the file's name
-_MOST_PIXELS = 2**26  # of an image file: a small file can claim a size that fills memory
+_MOST_PIXELS = 2**26  # largest image; a small file can claim a size that fills memory
 
 
 class Images(Protocol):

@@ -1,9 +1,8 @@
 """Degradations: pure functions `D(x0, t, key) -> xt` of one image.
 
-`x0` is float32 `[H, W, C]` in [-1, 1], `t` an int32 severity in 0..T, and `key` a typed PRNG key
-that fixes the random pattern: one key, one pattern, at every t. `D(x0, 0, key) == x0` to the bit.
-All degradations are jittable, vmappable and differentiable in `x0`; their cost does not grow with
-t.
+`x0` is float32 `[H, W, C]` in [-1, 1], and `t` an int32 severity in 0..T. `key` is a typed PRNG
+key: the same key gives the same random pattern at every t. `D(x0, 0, key) == x0` to the bit. All
+degradations are jittable, vmappable and differentiable in `x0`. Their cost does not grow with t.
 
 A factory makes each degradation from its settings, as a `jax.tree_util.Partial`. Its tables are
 traced arguments, never constants of the compiled program. `DEGRADATIONS` names the factories for

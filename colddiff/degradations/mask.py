@@ -51,9 +51,9 @@ def gaussian_mask(
       image_size: H = W = n, in pixels.
       num_steps: T.
       std: σ of every step's Gaussian in pixels, one number or a list of T.
-      center: 'image' centres the hole at row and column ⌊(n - 1)/2⌋. (low, high) draws its row and
-        column as n - 1 - offset, with offsets uniform on low..high, both within 0..n. The paper's
-        numbers match (1, n - 1); its released code draws from (0, n).
+      center: 'image' centres the hole at row and column ⌊(n - 1)/2⌋. With (low, high), within 0..n,
+        row and column are n - 1 - offset, each with its own random offset, uniform on low..high.
+        The paper's scores match (1, n - 1); its released code uses (0, n).
       fade_to: colour of the hole: a number (gray 0 in the paper), one number for each channel, or
         'random', one colour for each image with every channel uniform on [-.5, .5].
       inward: let the hole grow from the edges to the centre. For t in 1..T, G_t is then 1 minus the
@@ -119,7 +119,7 @@ def _apply(
 
 
 def _offsets(center: object, n: int) -> tuple[int, int]:
-    """Return (low, high), checked."""
+    """Return `center` as (low, high); refuse anything but two valid integers."""
     wrong = UserError(
         f"center={center!r} must be 'image', or two integers (low, high), low ≤ high within 0..{n}"
     )
@@ -131,7 +131,7 @@ def _offsets(center: object, n: int) -> tuple[int, int]:
 
 
 def _color(fade_to: object) -> np.ndarray:
-    """Return the colour, one value or one for each channel, checked."""
+    """Return the colour, a scalar or `[C]`; refuse values outside [-1, 1]."""
     try:
         color = np.asarray(fade_to, np.float64)
     except (TypeError, ValueError):

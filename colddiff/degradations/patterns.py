@@ -63,7 +63,7 @@ class _Severities:
 def checked(degrade: Callable[..., jax.Array], num_steps: int) -> Partial:
     """Return D that refuses images that are not floats around [-1, 1], and t outside 0..T.
 
-    Values cannot be checked within `jit` and `vmap`: only the images' dtype is checked there and,
+    Traced values cannot be checked. Within `jit` and `vmap` only the images' dtype is checked and,
     under `vmap`, an unmapped t. A traced t outside 0..T silently gives another severity.
 
     Args:

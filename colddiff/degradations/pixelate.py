@@ -1,7 +1,7 @@
 """Pixelation (paper: super-resolution, section 4.3 and appendix A.3; generation, section 5.3).
 
-Every step halves the previous result's resolution and shows it with nearest-neighbour pixels of
-the original size.
+Every step halves the resolution of the previous result, then enlarges it to the original size by
+nearest neighbours.
 """
 
 import numpy as np

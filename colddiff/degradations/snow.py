@@ -17,7 +17,7 @@ from colddiff.degradations.patterns import checks_input, from_pattern
 from colddiff.degradations.size import ImageSize
 from colddiff.runtime.errors import UserError
 
-_MEAN, _STD = 0.55, 0.3  # of the random field
+_MEAN, _STD = 0.55, 0.3  # mean and standard deviation of the random field
 _ZOOM = 2.5
 _TAPS = 11  # length of the motion blur, in pixels
 
@@ -66,7 +66,7 @@ def snow(
         raise UserError(f"motion_std={motion_std!r} must be positive")
     c0 = np.linspace(*threshold, num_steps)
     kernels = [gaussian_kernel(_TAPS, c1) for c1 in np.linspace(*motion_std, num_steps)]
-    # There is no snow at t = 0; the first entries only make t the index.
+    # The first entries are for t = 0, without snow, so that t is the index.
     apply = Partial(
         _apply,
         jnp.asarray([np.inf, *c0], jnp.float32),
@@ -76,7 +76,7 @@ def snow(
 
 
 def _draw(zoom: jax.Array, key: jax.Array, shape: tuple[int, int, int]) -> SnowPattern:
-    """Return an enlarged coarse random field. The border, which would be cut off, is not drawn."""
+    """Draw a coarse random field and enlarge it, without the border that would be cut off."""
     del shape
     field_key, direction_key = jax.random.split(key)
     coarse = _MEAN + _STD * jax.random.normal(field_key, (zoom.shape[1],) * 2)
@@ -100,9 +100,9 @@ def _apply(
 
 
 def _zoom_matrix(n: int) -> np.ndarray:
-    """Return the matrix that interpolates ⌈n / 2.5⌉ values linearly, ×2.5; `[n, ⌈n / 2.5⌉]`.
+    """Return the matrix `[n, ⌈n / 2.5⌉]` that enlarges values by 2.5, with linear interpolation.
 
-    Corners are aligned, and the result is trimmed evenly to n.
+    Corners are aligned. Results beyond n are cut off evenly at both ends.
     """
     few = math.ceil(n / _ZOOM)
     many = round(few * _ZOOM)

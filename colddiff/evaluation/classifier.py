@@ -37,7 +37,7 @@ _FEATURES = 128
 _LAST_SIZE = 4  # side of the averaged feature maps, in pixels
 _CHUNK = 500  # images classified at once
 _NOTE_EVERY = 100  # steps
-_ACCURACY = "accuracy"  # beside the names of parameters, such as "logits/bias"
+_ACCURACY = "accuracy"  # its key in the file, beside parameters such as "logits/bias"
 
 
 class Settings(NamedTuple):
@@ -47,8 +47,8 @@ class Settings(NamedTuple):
       epochs: passes over the images.
       max_steps: largest number of steps, even if `epochs` would need more.
       batch_size: images per step.
-      learning_rate: Adam's peak rate; it rises linearly over a tenth of the steps, then falls to 0
-        as a cosine.
+      learning_rate: Adam's peak rate; the rate rises linearly over a tenth of the steps, then falls
+        to 0 along a cosine.
       shift: images are shifted at random by up to side / shift pixels, along both axes.
       seed: seed of the initial parameters, the order of images and the shifts.
     """
@@ -91,8 +91,8 @@ def load(
 ) -> Trained:
     """Return the classifier of a source's images, `[size, size, channels]`.
 
-    The first call trains it and writes it to `folder`; later calls read the file. Other training
-    images, labels or settings have another file.
+    The first call trains it and writes it to `folder`; later calls read the file. Each set of
+    training images, labels and settings has its own file.
 
     Raises:
       UserError: the source has no labels or cannot be read, or the file is damaged.

@@ -53,7 +53,7 @@ class SetRow(NamedTuple):
     """The measures of one set of images.
 
     Attributes:
-      gaps: one for each of the config's feature spaces.
+      gaps: distances to the data, one `Gap` for each of the config's feature spaces.
       pairwise: mean RMSE between two images on [0, 1], over all pairs of up to 512 images.
     """
 
@@ -68,7 +68,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       settings: each folder's `settings.json` by title; None if the folder has none.
-      picture: test images beside the same seeds of every folder, uint8 `[H, W, 3]`.
+      picture: test images beside the images of the same seeds in every folder, uint8 `[H, W, 3]`.
     """
 
     source: str

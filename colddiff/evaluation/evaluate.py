@@ -90,7 +90,7 @@ class Report(NamedTuple):
 
     Attributes:
       num_images: number of test images that were degraded and restored.
-      num_reference: size of the test split, the reference of distances; 0 without feature spaces.
+      num_reference: size of the test split in the distances; 0 without feature spaces.
       weights: 'EMA', or 'none' if nothing was restored.
       paper: the paper's (FID, SSIM, RMSE) by row; empty if the paper has none.
     """
@@ -141,7 +141,7 @@ def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
 def ways_of(
     experiment: Experiment, samplers: Sequence[str] | None = None, steps: Sequence[int] = ()
 ) -> list[Way]:
-    """Return each sampler with each number of steps; direct takes one step.
+    """Return a `Way` for each sampler and each number of steps; direct takes one step.
 
     Args:
       experiment: the config, degradation and T to restore with.

@@ -33,7 +33,7 @@ from colddiff.runtime.progress import Meter
 _COMPONENTS = 32
 _PCA_IMAGES = 10_000  # images of the training split that PCA is fitted to
 _EXACT = 4096  # largest H W C for which the full covariance is computed
-_KEPT = 10_000  # features for a kernel distance
+_KEPT = 10_000  # largest number of images for a kernel distance
 _CHUNK = 16  # images per device and call; fixed, because rounding depends on the batch size
 _BATCH = 1024  # images copied at a time
 _VERSION = 2  # version of the cached files' format

@@ -113,9 +113,9 @@ def merge(x: Moments, y: Moments) -> Moments:
 def frechet_distance(x: Gaussian, y: Gaussian) -> float:
     """Return the squared 2-Wasserstein distance of two Gaussians.
 
-    It is `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x^½ Σ_y Σ_x^½)^½)`. Roots come from symmetric
-    eigenvalues, so singular covariances give no complex numbers. The trace of the last root is the
-    sum of the singular values of `Σ_x^½ Σ_y^½`. Taking roots of the eigenvalues of
+    It is `|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x^½ Σ_y Σ_x^½)^½)`. Roots are computed from
+    eigenvalues of symmetric matrices, so they are real even if a covariance is singular. The trace
+    of the last root is the sum of the singular values of `Σ_x^½ Σ_y^½`. Roots of the eigenvalues of
     `Σ_x Σ_y` would amplify each rounding error from 1e-16 to 1e-8.
     """
     cross = np.sum(np.linalg.svd(_root(x.covariance) @ _root(y.covariance), compute_uv=False))
@@ -141,7 +141,7 @@ class Estimate(NamedTuple):
 def kernel_distance(x: np.ndarray, y: np.ndarray, *, paired: bool = False) -> Estimate:
     """Return the KID of two sets of features: squared MMD with the kernel (a·b / D + 1)³.
 
-    The estimate is unbiased and may be below 0. It uses all pairs, where Bińkowski et al. 2018
+    The estimate is unbiased and may be below 0. It uses all pairs; Bińkowski et al. 2018
     average over random subsets. The error is a jackknife estimate over 20 groups of images; for
     equal sets the error is up to √2 times too large.
 

@@ -1,6 +1,6 @@
 """Construction of the functions that a config names: degradation, restorer, optimiser, sampler.
 
-It also checks that a config can work. It trains and writes nothing. It reads only what a
+It also checks that a config can work. It does not train or write files. It reads only what a
 degradation needs: a bank of images, or the file with the user's function.
 """
 
@@ -76,7 +76,7 @@ class Experiment(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Return the sampler steps of the config; 0 there means T."""
+        """Return the config's number of sampler steps; 0 in the config means T."""
         return self.config.sampler.steps or self.T
 
     @property
@@ -196,7 +196,7 @@ def _unchanged(xt: jax.Array) -> jax.Array:
 
 
 def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degrade:
-    """Build the degradation of a config's `degradation`, for images as its `data` describes."""
+    """Build the degradation that a config's `degradation` describes, for images as in `data`."""
     settings = dict(settings)
     name, num_steps = settings.pop("name", None), settings["num_steps"]
     own = isinstance(name, str) and ":" in name

@@ -1,8 +1,8 @@
 """Checkpoints of a workdir, by orbax: atomic writes in the background.
 
 Each checkpoint holds the training state, the averaged parameters, the checksums of both, and the
-config. The data position is the step (`colddiff.data.batches`). A run resumes only if the config
-leaves its data, order and state the same, and the source of a user's own degradation is unchanged.
+config. The data position is the step (`colddiff.data.batches`). A run resumes only if its data,
+their order and its state stay the same, and the source of a user's own degradation is unchanged.
 """
 
 import itertools
@@ -47,7 +47,7 @@ _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
 _ADDED = {"data.background": [0, 0, 0]}  # values for saved configs without the field
 _PART = re.compile(r"^degradation(\.parts\.\d+)+")  # a part has the fields of a degradation
-_BESIDES = 2**22  # most bytes of a checkpoint besides its arrays: names, shapes, the config
+_BESIDES = 2**22  # bytes, at most, of a checkpoint without its arrays: names, shapes, the config
 
 
 @contextmanager
@@ -79,13 +79,13 @@ def open_manager(workdir: Path, *, keep: int | None = None, best: str = "") -> I
         best_fn=_goodness(best) if best else None,
         create=writes,
         cleanup_tmp_directories=writes,
-        lightweight_initialize=not (writes or best),  # reads no scores
+        lightweight_initialize=not (writes or best),  # if True, no scores are read
         multiprocessing_options=hosts,
     )
     manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
     try:
         yield manager
-    except BaseException:  # it matters more than an error of the last save
+    except BaseException:  # raise it, and only log an error of the last save
         try:
             manager.close()
         except Exception as error:
@@ -310,10 +310,10 @@ def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
 def _verify(manager: Manager, step: int, found: Mapping[str, Mapping[str, int]]) -> None:
     """Compare the checksums of restored arrays with the saved ones.
 
-    Checkpoints of earlier versions have no checksums, and pass.
+    Checkpoints of earlier versions have no checksums and are accepted.
 
     Raises:
-      UserError: they differ.
+      UserError: a checksum differs.
     """
     if not (manager.directory / str(step) / "checksums").is_dir():
         return
@@ -338,7 +338,7 @@ def _restore(manager: Manager, step: int, items: ocp.args.Composite) -> Any:
     folder = f"{manager.directory}/{step}"
     try:
         return patiently(lambda: manager.restore(step, args=items), folder)
-    except jax.errors.JaxRuntimeError:  # out of memory: not the checkpoint's fault
+    except jax.errors.JaxRuntimeError:  # out of memory: the checkpoint is undamaged
         raise
     except Exception as error:  # orbax raises a bare Exception for damaged arrays
         if file_system_failed(error):

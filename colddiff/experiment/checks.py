@@ -84,7 +84,7 @@ def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
     """Refuse a sampler that does not fit the degradation, or whose η is invalid.
 
     Raises:
-      UserError: it is `ddim` or `ddpm`, and `degrade` is no blend; or its η is not in 0..1.
+      UserError: the sampler is `ddim` or `ddpm`, and `degrade` is no blend; or η is not in 0..1.
     """
     if getattr(sampler, "func", sampler) in (ddim, ddpm):
         blend_weights(degrade)

@@ -149,7 +149,7 @@ def _code(path: Path) -> str:
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             docstring = node.body[0]
-            if docstring.lineno > getattr(node, "lineno", 0):  # not on the line of its `def`
+            if docstring.lineno > getattr(node, "lineno", 0):  # `def` is on another line
                 left_out |= set(range(docstring.lineno, docstring.end_lineno + 1))
     for node in tree.body:
         if getattr(node, "name", "") != "get_config":

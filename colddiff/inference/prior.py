@@ -16,14 +16,15 @@ from colddiff.runtime.files import cached_npz, read_json
 from colddiff.runtime.progress import Meter
 from colddiff.sampling.priors import Mixture, Prior, fit_mixture
 
-_NAME = "mixture"  # of the files in `workdir/prior`
+_NAME = "mixture"  # beginning of the file names in `workdir/prior`
 
 
 def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
     """Return the prior that the experiment's config names; None for 'none'.
 
-    A mixture is fitted to the training split on first use and stored in `workdir/prior`, under the
-    fingerprint of these images in `workdir/data.json`. Other images get another mixture.
+    A mixture is fitted to the training split on first use and stored in `workdir/prior`. The
+    fingerprint of these images in `workdir/data.json` identifies it, so other images get another
+    mixture.
 
     Raises:
       UserError: the training split or the stored mixture cannot be read.

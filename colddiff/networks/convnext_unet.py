@@ -1,6 +1,6 @@
 """ConvNeXt U-Net: the paper's restorer for MNIST, CelebA and AFHQ (appendix A.1).
 
-56.6 M parameters at width 64, multipliers 1-2-4-8 and 3 channels.
+It has 56.6 M parameters at width 64, multipliers 1-2-4-8 and 3 channels.
 """
 
 from collections.abc import Sequence

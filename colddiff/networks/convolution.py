@@ -1,7 +1,7 @@
 """Convolutions of the networks, each in the fastest form for its platform.
 
 1×1 convolutions are matrix products. GPUs and TPUs use XLA's form of the others. XLA's CPU backend
-is slow at depthwise and transposed convolutions, so there they are made of faster operations
+is slow at depthwise and transposed convolutions, so there they are built from faster operations
 (docs/performance.md has the figures). Outputs and gradients equal XLA's up to the order of
 summation. Forward-mode derivatives are not defined.
 
@@ -129,8 +129,8 @@ def _depthwise_kernel_gradient(
 ) -> jax.Array:
     """Return the kernel gradient: entry (i, j) is the sum of dy times x moved by (i, j).
 
-    The loop is over rows of dy. Each row meets the h rows of x that its outputs depend on, at all w
-    horizontal offsets.
+    The loop is over rows of dy. Each row is multiplied with the h rows of x that its outputs depend
+    on, at all w horizontal offsets.
     """
     h, w, _, C = kernel.shape
     x, dy = _grouped(_pad(x, padding)), _grouped(dy.astype(jnp.float32))

@@ -1,7 +1,7 @@
 """Sum over pixels, and repetition of a vector at every pixel: each is the other's gradient.
 
 Images are `[B, N, C]` with N pixels. On the CPU a sum is a matrix product with ones, about ten
-times as fast as XLA's reductions there; elsewhere it is a reduction. Sums are in float32.
+times as fast as XLA's reduction. On GPUs and TPUs it is a reduction. Sums are in float32.
 Forward-mode derivatives are not defined.
 """
 

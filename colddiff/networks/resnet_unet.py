@@ -1,6 +1,6 @@
 """ResNet U-Net of DDPM (Ho et al. 2020, appendix B): the paper's restorer for CIFAR-10.
 
-35.7 M parameters at width 128, multipliers 1-2-2-2 and 3 channels.
+It has 35.7 M parameters at width 128, multipliers 1-2-2-2 and 3 channels.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ from colddiff.runtime.errors import UserError
 
 
 class Table(NamedTuple):
-    """Rows of text: the first column is aligned left, the other columns, with numbers, right."""
+    """Rows of text. The first column is aligned left, the columns of numbers right."""
 
     title: str
     header: Sequence[str]

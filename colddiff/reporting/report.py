@@ -49,7 +49,7 @@ def headline(report: Report) -> str:
 
 
 def table(reports: Mapping[str, Report]) -> page.Table:
-    """Return one table of several reports by title, in the paper's layout, with the paper's scores.
+    """Return one table of the reports, in the paper's layout, with the paper's scores.
 
     With several reports, each row begins with the title of its report.
     """
@@ -81,7 +81,7 @@ def table(reports: Mapping[str, Report]) -> page.Table:
                 said = said or [None] * 3
                 cells += [_number(said[0], 2), _number(said[1], 3), _number(said[2], 3)]
             rows.append(cells)
-    # For one run the page's subtitle is the headline.
+    # With one run, the page already shows the headline as its subtitle.
     note = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
     return page.Table("Scores", header, rows, note)
 
@@ -109,7 +109,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def markdown(reports: Mapping[str, Report]) -> str:
-    """Return the table of several reports by title in Markdown, under a headline for each."""
+    """Return the headline of each report, then one table of all reports, in Markdown."""
     found = table(reports)
     several = len(reports) > 1
     heads = [f"{t}: {headline(r)}" if several else headline(r) for t, r in reports.items()]
@@ -227,7 +227,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
 
 
 def write_table(reports: Mapping[str, Report], folder: Path) -> None:
-    """Write table.json, table.md and table.html of several runs by title."""
+    """Write one table of several runs to table.json, table.md and table.html."""
     if not is_first_host():
         return
     write_json(folder / "table.json", as_json(dict(reports)))
@@ -236,5 +236,5 @@ def write_table(reports: Mapping[str, Report], folder: Path) -> None:
 
 
 def file_name(text: str) -> str:
-    """Return a file name for a text: lower case, with `_` for all but letters and digits."""
+    """Return the text as a file name: lower case, `_` in place of all but letters and digits."""
     return "".join(c if c.isalnum() else "_" for c in text.lower())

@@ -47,7 +47,7 @@ def cpu_options() -> dict[str, str] | None:
     """Return the compiler options for programs with a network, or None for XLA's defaults.
 
     The result is None on GPUs and TPUs, for a jaxlib that does not know the option, if the
-    environment has `COLDDIFF_CPU_TUNING=0`, or if its `XLA_FLAGS` set the option themselves.
+    environment has `COLDDIFF_CPU_TUNING=0`, or if its `XLA_FLAGS` already set the option.
     """
     switched_off = os.environ.get("COLDDIFF_CPU_TUNING") == "0"
     if switched_off or _FIELD in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu":

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, written without a thread: flushed events are on the disk.
+"""Event files for TensorBoard, written without a thread, so that flushed events are on disk.
 
 tensorboardX's own `SummaryWriter` writes from a thread. It loses the last events when the process
 is killed, and when the disk is full, the next event blocks forever.
@@ -40,7 +40,7 @@ class EventLog:
             if self._writer is not None:
                 self._writer.close()
         except OSError:
-            if error[0] is None:  # an earlier error matters more
+            if error[0] is None:  # an earlier error is raised instead
                 raise
 
     def scalar(self, name: str, value: float, step: int) -> None:

@@ -26,7 +26,7 @@ from colddiff.runtime.errors import UserError, first_line
 _Value = TypeVar("_Value")
 
 _PAUSES = (1.0, 3.0, 10.0)  # seconds before each retry of a read
-_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # the folder is damaged, not the disk
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a file is missing; the disk works
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def cached_npz(
     """Return the arrays of `folder/NAME-HASH.npz`; compute and write them if there is no such file.
 
     The file also holds the identity and the arrays' digest, which are compared on reading. Every
-    host must call this. If one of them lacks the file, all of them compute the arrays.
+    host must call this. If a host lacks the file, all hosts compute the arrays.
 
     Args:
       folder: the cache folder.
@@ -104,7 +104,7 @@ def cached_npz(
       make: computes the arrays, none of them called "identity" or "digest".
 
     Raises:
-      UserError: the file cannot be read, or holds something else than was written.
+      UserError: the file cannot be read, or its content has changed since it was written.
     """
     text = json.dumps(identity, sort_keys=True)
     path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"

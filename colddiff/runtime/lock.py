@@ -1,4 +1,4 @@
-"""A lock on a workdir: two training processes would delete each other's unfinished checkpoints."""
+"""A lock on a workdir, where two processes would delete each other's unfinished checkpoints."""
 
 import fcntl
 import os
@@ -61,7 +61,7 @@ def _lock(path: Path) -> tuple[TextIO | None, str]:
             told = "%s cannot be locked: %s. Do not start a second training in this workdir"
             logging.warning(told, path, error)
             break
-        file.close()  # the last holder has deleted this file: lock a new one
+        file.close()  # the last holder has deleted this file, so lock a new one
     file.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},")

@@ -59,7 +59,7 @@ class Meter:
         self._live.update(self._task, description=self._status(self._began))
 
     def note(self, text: str = "") -> None:
-        """Show `text` with the progress; off a terminal, write both as one log line."""
+        """Show `text` with the progress; without a terminal, log both in one line."""
         self._live.update(self._task, text=text)
         if self._live.disable:
             logging.info("%s", f"{self._status(self._noted)}  {text}".rstrip())
@@ -80,7 +80,7 @@ class Meter:
             yield item
 
     def waited(self) -> float:
-        """Return the share of the time since the last note, or the start, spent waiting."""
+        """Return the share of time spent waiting since the last note, or since the start."""
         return self._waited / max(time.monotonic() - self._noted[0], 1e-9)
 
     def _status(self, since: tuple[float, int]) -> str:

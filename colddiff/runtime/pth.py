@@ -77,8 +77,8 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     archive's checksums are verified. The older layout has none, so wrong numbers go undetected.
 
     Raises:
-      UserError: the file is missing, damaged, big-endian or in neither layout; or it holds or asks
-        for anything but a dict of tensors; or a tensor or a storage exceeds the file's data.
+      UserError: the file is missing, damaged, big-endian or in neither layout; or it contains
+        anything but a dict of tensors; or a tensor or a storage exceeds the file's data.
     """
     try:
         content = path.read_bytes()
@@ -274,7 +274,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _global(*names: Any) -> _Global:
-    """Return the global named by 'module attribute' or by two strings, if a state dict needs it."""
+    """Return the global of 'module attribute' or two strings; refuse what no state dict needs."""
     name = " ".join(names) if all(type(name) is str for name in names) else ""
     if name not in _GLOBALS:
         asked = name[:80].replace(" ", ".") or "a global without a name"
@@ -283,7 +283,7 @@ def _global(*names: Any) -> _Global:
 
 
 def _storage(identity: Any) -> _Storage:
-    """Return the storage for ('storage', type, key, device, count); old files append None."""
+    """Return the storage for ('storage', type, key, device, count); old files add a None."""
     match identity:
         case ("storage", _Global(name), str() as key, str(), int() as count, *rest):
             if name in _STORAGES and rest in ([], [None]) and 0 <= count < _LARGEST:

@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C, or on SIGTERM, which schedulers send before they take a machine."""
+"""Stopping on Ctrl-C, or on SIGTERM, which schedulers send before they take a machine away."""
 
 import signal
 import threading
@@ -20,9 +20,9 @@ class StoppedError(Exception):
 
 
 class Stop:
-    """A context manager that notes SIGTERM and SIGINT; a second signal ends the process at once.
+    """A context manager that records SIGTERM and SIGINT; a second signal ends the process at once.
 
-    Python delivers signals to the main thread only. In other threads nothing is noted.
+    Python delivers signals to the main thread only. In other threads no signal is recorded.
 
     Attributes:
       noted: whether this process has received a signal.

@@ -23,7 +23,7 @@ from colddiff.runtime.errors import UserError
 Prior = Callable[[jax.Array], jax.Array]
 
 _LARGEST_SIZE = 32  # a mixture's covariance has (size² C)² entries
-_OWN = 2**31 + 1  # folded into an image's key, gives the prior a key that no degradation draws from
+_OWN = 2**31 + 1  # folded into an image's key for the prior; no degradation draws from the result
 
 
 class Mixture(NamedTuple):

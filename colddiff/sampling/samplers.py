@@ -32,7 +32,7 @@ Times = Sequence[int] | np.ndarray | jax.Array
 Result = jax.Array | tuple[jax.Array, jax.Array]
 Sampler = Callable[..., jax.Array]
 
-_EPSILON = 2**31  # folded into an image's key, gives ε of ddim a key that no degradation draws from
+_EPSILON = 2**31  # folded into an image's key for ε of ddim; no degradation draws from the result
 
 
 class BatchDegrade(NamedTuple):
@@ -73,7 +73,7 @@ def tacos(
 ) -> jax.Array:
     """Take a step of Algorithm 2 (transformation agnostic cold sampling).
 
-    To first order in the step its iterates do not depend on R at all (section 3.3).
+    To first order in the step, the iterates do not depend on R (section 3.3).
     """
     x0_hat = R(x, s)
     return x - D(x0_hat, s) + D(x0_hat, s_next)
@@ -104,7 +104,7 @@ def ddim(
     x0_hat = R(x, s)
     z_hat = (x - a * x0_hat) / b
     sigma = eta * b_next / b * jnp.sqrt(1 - (a / a_next) ** 2)
-    rest = jnp.sqrt(jnp.maximum(b_next**2 - sigma**2, 0))  # rounding may take it below 0
+    rest = jnp.sqrt(jnp.maximum(b_next**2 - sigma**2, 0))  # rounding may make it negative
     return a_next * x0_hat + rest * z_hat + sigma * _epsilon(D.keys, s, x.shape[1:])
 
 

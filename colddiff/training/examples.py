@@ -68,7 +68,7 @@ def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: 
 
 
 def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> None:
-    """Check that the images are those that the run in the workdir began with.
+    """Check that the run in the workdir began with the same images.
 
     The first call in a workdir writes their fingerprint to `data.json`.
 

@@ -178,7 +178,7 @@ class _Loop:
             last = step == settings.num_steps
             state, step_metrics = train_step(state, images, self.run.degrade)
             metrics.append(step_metrics)
-            # At most one step is in flight, so that the measured times are those of the devices.
+            # At most one step is in flight, so that the measured times include the devices' work.
             jax.block_until_ready(metrics[-2:-1])
             self.meter.advance()
             stopping = self.stop.wanted() and not last
@@ -245,7 +245,7 @@ class _Loop:
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Draw the restored images and, if there is a prior, up to N² generated ones.
+    """Draw N restored images and, if there is a prior, up to N² generated ones.
 
     At most `config.eval.batch_size` images are generated, since more may not fit into memory.
     """

@@ -1,4 +1,4 @@
-"""The formula of each degradation against an independent one: sequential, in float64, by scipy."""
+"""Formulas of the degradations against independent ones: sequential, in float64, by SciPy."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def image(size, channels=3, seed=0):
 
 
 def check_sequence(degrade, x0, expected, times, atol=1e-5):
-    """`expected` holds D(x0, t) for t = 0..T."""
+    """Compare D(x0, t) with `expected`, which holds it for t = 0..T."""
     for t in times:
         np.testing.assert_allclose(degrade(jnp.asarray(x0), t, KEY), expected[t], atol=atol)
 
@@ -50,10 +50,10 @@ BLUR = dict(
 
 
 def sequential_blur(x0, kernel_size, stds, padding):
-    """[x0, x1, ..., xT], each the previous one convolved with its 2-D kernel."""
+    """Return [x0, x1, ..., xT]; each is the previous one convolved with its 2-D kernel."""
     images = [np.asarray(x0, np.float64)]
     offsets = np.arange(kernel_size) - kernel_size // 2
-    mode = {"circular": "wrap", "reflect": "mirror"}[padding]  # scipy's words
+    mode = {"circular": "wrap", "reflect": "mirror"}[padding]  # SciPy's names
     for std in stds:
         kernel = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * std**2))
         kernel /= kernel.sum()
@@ -90,7 +90,7 @@ def test_blur_ends_in_the_exact_channel_means():
 
 
 def test_separable_maps_are_exact_at_zero_and_never_use_tf32():
-    """Whatever the first matrix is, and whatever a device would do by itself."""
+    """Use a first matrix that is not the identity; check the precision of the products."""
     degrade = separable([2 * np.eye(8), np.eye(8)])
     x0 = jnp.asarray(image(8))
     assert np.array_equal(degrade(x0, 0, KEY), x0)
@@ -106,11 +106,11 @@ def test_schedules():
         exponential(100_000, start=1.0, rate=0.01)
 
 
-# Pixelation: each step shrinks the previous, enlarged result.
+# Pixelation: each step shrinks and enlarges the previous result.
 
 
 def cubic(x, a=-0.75):
-    """The cubic convolution kernel (Keys 1981)."""
+    """Return the cubic convolution kernel (Keys 1981) at x."""
     x = abs(x)
     if x <= 1:
         return (a + 2) * x**3 - (a + 3) * x**2 + 1
@@ -118,7 +118,7 @@ def cubic(x, a=-0.75):
 
 
 def bicubic_rows(x, number):
-    """`number` rows out of x's, half-pixel centres, borders repeated, no antialiasing."""
+    """Resize x to `number` rows: half-pixel centres, borders repeated, no antialiasing."""
     rows = []
     for i in range(number):
         place = (i + 0.5) * len(x) / number - 0.5
@@ -155,7 +155,7 @@ def test_pixelate_equals_sequential_steps(size, num_steps, method):
 
 
 def one_mask(n, std, corner):
-    """One minus a Gaussian over its maximum; the crop of n×n that begins at `corner`."""
+    """Return 1 - Gaussian / its maximum, cropped to n×n from `corner`."""
     side = n + 1 if corner is None else 2 * n + 1
     offsets = np.arange(side) - side // 2
     gaussian = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * std**2))
@@ -187,7 +187,7 @@ def test_the_hole_lies_where_it_is_said_to():
     centred = gaussian_mask(image_size=32, num_steps=1, std=1.0, center="image")
     hole = np.asarray(centred(white, 1, KEY))[..., 0]
     assert hole[15, 15] == 0 and np.count_nonzero(hole == 0) == 1
-    for size in (31, 33):  # of odd sizes: the very middle
+    for size in (31, 33):  # odd sizes have a middle pixel
         centred = gaussian_mask(image_size=size, num_steps=1, std=1.0, center="image")
         hole = np.asarray(centred(jnp.ones((size, size, 1)), 1, KEY))[..., 0]
         assert np.argwhere(hole == 0).tolist() == [[size // 2, size // 2]]
@@ -230,12 +230,12 @@ def test_an_inward_mask_closes_to_nothing_but_the_colour():
     assert np.array_equal(degrade(x0, T, KEY), np.broadcast_to(color, x0.shape))
 
 
-# Snow: the layer by scipy.
+# Snow: the layer of flakes by SciPy.
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 33, 128])
 def test_snow_fields_are_zoomed_as_scipy_does(size):
-    """Whatever coarse field was drawn: solve for it, zoom it with scipy, trim."""
+    """Zoom a random coarse field with SciPy, and trim it."""
     settings = dict(num_steps=2, threshold=(1.15, 0.7), motion_std=(0.05, 16.0))
     draw, _ = split(snow(image_size=size, **settings))
     zoom = np.asarray(draw.args[0], np.float64)
@@ -292,7 +292,7 @@ def test_desaturate_mixes_the_channels():
 
 @pytest.mark.parametrize("T", [4, 50, 200, 1000])
 def test_noise_has_the_cosine_schedule(T):
-    """ᾱ out of the β of Nichol and Dhariwal at the points where the released code has them."""
+    """Compute ᾱ from Nichol and Dhariwal's β at the points of the released code."""
     places = np.linspace(0, T + 1, T + 1) / (T + 1)
     f = np.cos((places + 0.008) / 1.008 * np.pi / 2) ** 2
     alpha_bar = np.concatenate([[1], np.cumprod(1 - np.clip(1 - f[1:] / f[:-1], 0, 0.999))])
@@ -436,7 +436,7 @@ ALL = [
     ids=lambda degrade: split(degrade)[1].func.__name__,
 )
 def test_arguments_that_cannot_be_meant_are_refused(degrade):
-    """8-bit images, those on [0, 255], NaN; t outside 0..T, where it is known."""
+    """Give 8-bit images, images on [0, 255], NaN, and a known t outside 0..T."""
     x0, T = jnp.zeros((32, 32, 3)), 5 if degrade is ALL[1] else 12
     for wrong, message in (
         (np.zeros((32, 32, 3), np.uint8), "x0 is of type uint8; .*from_uint8"),
@@ -461,7 +461,7 @@ def test_arguments_that_cannot_be_meant_are_refused(degrade):
     ids=lambda degrade: split(degrade)[1].func.__name__,
 )
 def test_the_cost_is_the_same_at_every_t(degrade):
-    """By the operations of compiled programs that know t; a loop would count as one turn of it."""
+    """Count the FLOPs of programs with a constant t, which must not have loops."""
     draw, apply = split(degrade)
     x0 = jnp.zeros((32, 32, 3))
     program = str(jax.make_jaxpr(apply)(x0, 3, draw(KEY, x0.shape)))

@@ -1,4 +1,4 @@
-"""The classifier: what it learns of real images, what is kept of it, what its features are."""
+"""The classifier: its accuracy on real images, its file, and its features."""
 
 import json
 
@@ -21,19 +21,19 @@ DIGITS = {"train_split": "train", "test_split": "test"} | SHAPE
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds the classifier of the digits; not to be written to."""
+    """Return the folder of the digits classifier; do not write to it."""
     return tmp_path_factory.mktemp("classifier")
 
 
 @pytest.fixture(scope="module")
 def digits(folder):
-    """The classifier of the digits, trained with small batches."""
+    """Return the classifier of the digits, trained with small batches."""
     return classifier.load("digits", **DIGITS, folder=folder, settings=SHORT)
 
 
 @pytest.fixture
 def quick(tmp_path):
-    """The file of a hardly trained classifier, and what loads it."""
+    """Return the file of a barely trained classifier, and the function that loads it."""
 
     def load(**changes):
         wanted = DIGITS | {"size": 8, "folder": tmp_path, "settings": QUICK} | changes
@@ -45,7 +45,7 @@ def quick(tmp_path):
 
 
 def untrained(images, *_, num_classes=10, **__):
-    """Parameters of the network for such images, all zero: what `train` would start from."""
+    """Return zeros for all parameters of the network for such images, as `train` would return."""
     shapes = jax.eval_shape(classifier._Network(num_classes).init, jax.random.key(0), images[:1])
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"])
 
@@ -57,7 +57,7 @@ def same(x, y):
 
 
 def test_it_tells_digits_apart_that_it_has_not_seen(digits, monkeypatch):
-    """The last layer, a matrix product of the features, gives the accuracy that it says."""
+    """Compute the accuracy from the features and the last layer."""
     last = {name: np.asarray(array) for name, array in digits.params["logits"].items()}
     images, labels = sources.load_labelled("digits", "test", **SHAPE)
     found = jax.jit(classifier.features)(digits.params, images)
@@ -106,7 +106,7 @@ def test_every_setting_has_a_file_of_its_own(quick, monkeypatch):
 
 
 def test_other_parameters_have_another_identity(quick, monkeypatch):
-    """As on another machine, which rounds in another way."""
+    """Change the rounding of the parameters, as another machine would."""
     path, load = quick
     before, train = load().identity, classifier.train
     path.unlink()
@@ -152,7 +152,7 @@ def test_damaged_files_are_refused(quick):
     [(4, 1, 0), (16, 3, 4), (28, 1, 5), (32, 3, 5), (36, 1, 6), (128, 3, 7)],
 )
 def test_features_of_any_size_and_number_of_channels(size, channels, convolutions):
-    """Down to 4×4 pixels, with two convolutions for the last two halvings and one for others."""
+    """Check two convolutions for the last two halvings, and one for the others."""
     images = np.zeros((2, size, size, channels), np.uint8)
     params = untrained(images)
     found = jax.eval_shape(classifier.features, params, images)
@@ -161,7 +161,7 @@ def test_features_of_any_size_and_number_of_channels(size, channels, convolution
 
 
 def test_features_are_an_image_s_own(digits):
-    """Through jit as a Partial, whatever the batch; also for images of one level."""
+    """Pass `features` through jit as a Partial, in several batches and for constant images."""
     images = sources.load("digits", "test", **SHAPE, limit=40)
     images[:3] = np.array([0, 100, 255])[:, None, None, None]
     extract = jax.jit(lambda extract, images: extract(images))
@@ -175,7 +175,7 @@ def test_features_are_an_image_s_own(digits):
 
 
 def test_distances_in_its_features_grow_with_damage(digits):
-    """Blur, noise, darkness, and a loss of contrast, to which normalised activations are blind."""
+    """Check blur, noise, darkness, and a loss of contrast, which normalisation would hide."""
     images = {s: sources.load("digits", s, **SHAPE) for s in sources.SPLITS}
     noise = np.random.default_rng(0).normal(size=images["test"].shape)
     damages = {
@@ -201,7 +201,7 @@ def test_distances_in_its_features_grow_with_damage(digits):
 
 @pytest.mark.slow
 def test_training_is_a_function_of_its_settings():
-    """The same bits again, and other ones if anything differs."""
+    """Check that equal settings give equal bits, and that other settings do not."""
     images, labels = sources.load_labelled("digits", "train", size=8, channels=1, limit=200)
     settings = Settings(epochs=2, batch_size=64, shift=8)
 
@@ -242,6 +242,6 @@ def test_all_its_steps_tell_digits_apart(tmp_path):
 
 @pytest.mark.slow
 def test_it_tells_mnist_apart(real_data, tmp_path):
-    """In a tenth of the steps it passes 0.95; a linear model reaches 0.92."""
+    """Train for a tenth of the steps; the accuracy exceeds .95 (a linear model: .92)."""
     wanted = DIGITS | {"folder": tmp_path, "settings": Settings(max_steps=200)}
     assert classifier.load("tfds:mnist", **wanted).accuracy >= 0.95

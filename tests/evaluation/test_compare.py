@@ -1,4 +1,4 @@
-"""Folders of images against the data: measures with known answers."""
+"""Comparison of folders with the data: measures with known answers."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def write_images(folder, images):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
             folder / f"{i:06d}.png"
         )
-    Image.fromarray(np.zeros((50, 50), np.uint8)).save(folder / "grid.png")  # not one of them
+    Image.fromarray(np.zeros((50, 50), np.uint8)).save(folder / "grid.png")  # not a generated image
     return folder
 
 
@@ -30,7 +30,7 @@ def train(config):
 
 
 def test_measures_of_known_sets(config, train, tmp_path):
-    shifted = (train[:600] // 2 + 100).astype(np.uint8)  # all a little brighter, less contrast
+    shifted = (train[:600] // 2 + 100).astype(np.uint8)  # brighter, less contrast
     same = np.repeat(train[:1], 5, axis=0)
     folders = {
         "copies": write_images(tmp_path / "a", train),
@@ -45,7 +45,7 @@ def test_measures_of_known_sets(config, train, tmp_path):
     assert gaps["copies"].features == "pca-32 of digits 16²×1"
     assert gaps["copies"].train == pytest.approx(0, abs=1e-6)
     assert gaps["copies"].test == pytest.approx(gaps["data, test split"].train)
-    assert 0.3 < gaps["copies"].test < 2  # of other digits of the same kind
+    assert 0.3 < gaps["copies"].test < 2  # other digits of the same data set
     test = sources.load("digits", "test", size=16, channels=1)
     pca = PCA(32).fit(train.reshape(1500, -1) / 255)
     features = [
@@ -73,7 +73,7 @@ def test_measures_of_known_sets(config, train, tmp_path):
     assert written["rows"][2]["gaps"][0]["train"] == gaps["copies"].train
     picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png"))
     assert picture.shape[1] == 4 * 98 + 2  # the data, and three folders
-    assert picture.shape[0] < 6 * 98 + 40  # five images: as many as the smallest has
+    assert picture.shape[0] < 6 * 98 + 40  # five images, as in the smallest folder
     tile = picture[-98:-2, 2 + 98 : 98 + 98, 0]
     assert np.array_equal(tile, train[4, :, :, 0].repeat(6, axis=0).repeat(6, axis=1))
     tile = picture[-98:-2, 2:98, 0]
@@ -81,7 +81,7 @@ def test_measures_of_known_sets(config, train, tmp_path):
 
 
 def test_images_are_in_the_order_of_their_seeds(config, train, tmp_path):
-    """The same seeds stand side by side, whatever their number of digits."""
+    """Check that the same seeds are side by side, even with unequal numbers of digits."""
     folder = write_images(tmp_path / "a", train[:2])
     (folder / "000000.png").rename(folder / "1000000.png")
     (folder / "000001.png").rename(folder / "999999.png")
@@ -116,7 +116,7 @@ def test_wrong_folders_are_named(config, train, tmp_path):
 
 
 def deep(side):
-    """A PNG of 16 bits."""
+    """Return a PNG of 16 bits."""
     file = io.BytesIO()
     Image.fromarray(np.full((side, side), 999, np.uint16)).save(file, "PNG")
     return file.getvalue()
@@ -141,7 +141,7 @@ def test_damaged_images_are_named(damaged, message, config, train, tmp_path):
 
 
 def test_the_same_seeds_stand_side_by_side(config, train, tmp_path, caplog):
-    """Of folders that do not have all seeds in common; it says that their numbers differ."""
+    """Compare folders with different seeds; a warning says that their sizes differ."""
     folders = {
         "a": write_images(tmp_path / "a", train[:5]),
         "b": write_images(tmp_path / "b", train[:5]),

@@ -1,4 +1,4 @@
-"""Scores with restorers whose right answer is known, and on real data."""
+"""Scores with restorers whose answer is known, and on real data."""
 
 import importlib
 import itertools
@@ -23,10 +23,10 @@ from colddiff.runtime.errors import UserError
 
 
 def oracle(experiment):
-    """Gives the test images back, whatever it is shown: params is a table of them."""
+    """Return a restorer that gives the test image nearest to its input; params holds them."""
 
     def restore(params, xt, t):
-        # The one that, degraded to T, is nearest; the iterates of an image stay near its own.
+        # Compare images degraded to T, where the iterates of an image stay near its own.
         blur = jax.vmap(experiment.degrade, (0, None, None))
         table = blur(params, experiment.T, jax.random.key(0))[None]
         shown = blur(xt, experiment.T, jax.random.key(0))[:, None]
@@ -51,7 +51,7 @@ def test_a_perfect_restorer_scores_perfectly():
 
 
 def test_subsets_of_a_class_per_folder_score_as_the_whole_does(tmp_path):
-    """Of a perfect restorer the distance to all images is that of a random subset: small."""
+    """Check that a subset of undegraded images is near to all images."""
     images = sources.load("digits", "test", size=16, channels=1, limit=160)
     for i, image in enumerate(images):
         folder = tmp_path / ("train", "test")[i % 2] / ("plain", "inverted")[i // 2 % 2]
@@ -68,17 +68,14 @@ def test_subsets_of_a_class_per_folder_score_as_the_whole_does(tmp_path):
         (distance,) = report.rows[0].distances
         at_40 = distance.frechet_at[40] if counts else distance.frechet
         means = [images[i::4].mean(axis=0) / 255 for i in (1, 3)]
-        apart = np.sum((means[0] - (1 - means[1])) ** 2)  # half of it, squared, if of one class
+        apart = np.sum((means[0] - (1 - means[1])) ** 2)  # of both classes; of one: a quarter
         assert at_40 < 0.1 * apart / 4
         if counts:
             assert report.num_images == 80 and distance.frechet < 1e-3
 
 
 def test_every_image_has_a_pattern_of_its_own_number():
-    """Whatever the batch: a degradation that adds one number to an image, drawn from its key.
-
-    The keys are those of the config's seed.
-    """
+    """Use a D that adds a number drawn from the key, with two seeds and batch sizes."""
     config = tiny_config()
     config.eval.samplers = ()
     shift = lambda x0, t, key: x0 + jax.random.normal(key)  # noqa: E731
@@ -91,7 +88,7 @@ def test_every_image_has_a_pattern_of_its_own_number():
 
 
 def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
-    """Against NumPy in float64; 20 images in batches of 8 leave a last one of 4."""
+    """Compare with NumPy in float64; 20 images in batches of 8 leave a last batch of 4."""
     config = tiny_config()
     config.eval.samplers = ()
     experiment = build(config)
@@ -107,7 +104,7 @@ def test_the_degraded_row_is_that_of_all_images_whatever_the_batch():
 
 
 def test_distances_are_those_of_the_restored_images():
-    """Against NumPy and scikit-learn: D has no pattern, so xT is known."""
+    """Compare with NumPy and scikit-learn; D has no pattern, so xT is known."""
     config = tiny_config()
     config.eval.samplers = ()
     config.eval.num_images = 101
@@ -172,11 +169,11 @@ def test_ways_are_samplers_by_steps():
         ("naive", [6, 4, 2, 0]),
         ("direct", [6, 0]),
     ]
-    assert rows[0].rmse == pytest.approx(rows[2].rmse) != rows[1].rmse  # one step of either
+    assert rows[0].rmse == pytest.approx(rows[2].rmse) != rows[1].rmse  # one step: both are equal
 
 
 def test_only_the_start_of_a_walk_is_cut_to_8_bits():
-    """What the restorer is shown, in samples and pictures; the Degraded row is of the cut xT."""
+    """Record the input of the restorer; the Degraded row scores the truncated xT."""
     config = tiny_config()
     config.data.eight_bit = True
     experiment = build(config)
@@ -199,7 +196,7 @@ def test_only_the_start_of_a_walk_is_cut_to_8_bits():
     seen.clear()
     pictures.picture(Run(experiment), evaluate.load_test_images(config, 2))
     jax.effects_barrier()
-    for x in (x for x in seen if np.abs(x - seen[0]).max() == 0):  # xT, of direct and of tacos
+    for x in (x for x in seen if np.abs(x - seen[0]).max() == 0):  # xT of direct and of tacos
         assert np.abs((x + 1) * 127.5 - np.round((x + 1) * 127.5)).max() < 1e-3
 
     config.eval.samplers = ()
@@ -218,7 +215,7 @@ def test_the_picture_ends_with_the_config_s_sampler(name, columns):
     experiment = build(config)._replace(restore=lambda params, xt, t: 0.9 * xt)
     images = evaluate.load_test_images(config, 2)
     picture = pictures.picture(Run(experiment), images)
-    assert picture.shape[1] == columns * 98 + 2  # x0, xT, direct, and iterates: six times, or two
+    assert picture.shape[1] == columns * 98 + 2  # x0, xT, direct, and six or two iterates
     run = Run(experiment, None, 0, Path())
     keys = jax.random.split(jax.random.key(0), 2)  # blur draws nothing
     xT = jax.vmap(experiment.degrade, (0, None, 0))(from_uint8(images), 6, keys)
@@ -228,7 +225,7 @@ def test_the_picture_ends_with_the_config_s_sampler(name, columns):
 
 
 def test_the_gallery_shows_growing_severities():
-    """Five columns, or as many as T has; each is D(x0, t) of the keys that scores use."""
+    """Check the columns against D(x0, t) with the keys of the scores."""
     config = tiny_config()
     with config.unlocked():
         config.degradation = {"name": "gaussian_noise", "num_steps": 8, "schedule": "cosine"}
@@ -263,7 +260,7 @@ def test_the_gallery_shows_growing_severities():
     ],
 )
 def test_degraded_rows_of_the_paper(name, ssim, rmse, real_data):
-    """On the whole test sets; snow within what one draw for a whole batch can give."""
+    """Score the whole test sets; the paper draws one snow for a batch, so it varies more."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.eval.samplers = ()
     config.eval.features = ()
@@ -276,7 +273,7 @@ def test_degraded_rows_of_the_paper(name, ssim, rmse, real_data):
 
 
 def test_rows_are_of_the_configs_own_sampler():
-    """With its arguments: ddim's η changes its row, and no other."""
+    """Check that ddim's η changes its own row and no other."""
     config = tiny_config()
     config.degradation = ConfigDict(dict(name="gaussian_noise", num_steps=6, schedule="cosine"))
     config.eval.samplers = ("direct", "ddim")

@@ -1,4 +1,4 @@
-"""Feature spaces and their statistics: the same whatever the batches, the devices and the cache."""
+"""Feature statistics: independent of batches, devices and the cache."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def images():
 
 @pytest.fixture
 def convolved():
-    """Features whose rounding would depend on the batch: of a convolution of 64 channels."""
+    """Return features of a convolution, whose rounding would depend on the batch size."""
     kernel = jax.random.normal(jax.random.key(0), (5, 5, 1, 64))
 
     def extract(kernel, images):
@@ -54,7 +54,7 @@ def batches(images, size):
 
 
 def test_statistics_do_not_depend_on_the_batches(images, convolved):
-    """Of 7 and 64 images; no image is dropped, and none of the filling counts."""
+    """Use batches of 7 and 64; no image is dropped, and padding does not count."""
     found = [features.collect(convolved, batches(images, n), total=101) for n in (7, 64, 101)]
     for other in found[1:]:
         assert np.array_equal(found[0].first, other.first)
@@ -67,7 +67,7 @@ def test_statistics_do_not_depend_on_the_batches(images, convolved):
 
 @pytest.mark.slow
 def test_statistics_do_not_depend_on_the_devices(tmp_path):
-    """One and four, in processes of their own, by a trained classifier: within 1e-9."""
+    """Use one and four devices, in subprocesses, with a trained classifier."""
     code = (
         "import sys, numpy as np; from colddiff.data import sources;"
         "from colddiff.evaluation import features;"
@@ -124,7 +124,7 @@ def test_only_the_first_features_are_kept(images, monkeypatch, limit):
 
 
 def test_a_set_is_at_distance_0_from_itself(images):
-    """Also in 256 dimensions from 101 images, where covariances are singular."""
+    """Include 256 dimensions from 101 images, where covariances are singular."""
     for name in ("pixels", "pca"):
         found = features.collect(features.make_features(name, tiny_config()), [images], total=101)
         assert metrics.frechet_distance(found.gaussian, found.gaussian) <= 1e-6

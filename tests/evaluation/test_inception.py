@@ -1,4 +1,4 @@
-"""FID's network against pytorch-fid: recorded numbers, and itself where it is installed."""
+"""FID's network against numbers of pytorch-fid, and against pytorch-fid if installed."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def random_state(kernels):
-    """Weights with which activations neither vanish nor explode, the same on every machine.
+    """Return weights that keep activations in range, the same on every machine.
 
     Args:
       kernels: shapes `[H, W, in, out]`, or `[in, out]` of "fc", by layer.
@@ -51,7 +51,7 @@ def random_state(kernels):
 
 
 def random_images(size, channels=3):
-    """Noise, and a ramp."""
+    """Return noise and a ramp."""
     random = np.random.RandomState(size)
     images = random.randint(0, 256, (2, size, size, channels)).astype(np.uint8)
     images[1] = np.linspace(0, 255, size).astype(np.uint8)[:, None, None]
@@ -60,7 +60,7 @@ def random_images(size, channels=3):
 
 @pytest.fixture(scope="module")
 def state():
-    """Of the whole network."""
+    """Return the state dict of the whole network."""
     return random_state(inception._kernel_shapes())
 
 
@@ -72,8 +72,8 @@ def params(state):
 run = jax.jit(lambda extract, images: extract(images))
 
 
-# What pytorch-fid 0.3.0 gives (PyTorch 2.13, float32) for these weights and images of 32²: every
-# 128th feature, and of torchvision's classifier behind it every 84th logit.
+# Results of pytorch-fid 0.3.0 (PyTorch 2.13, float32) for these weights and images of 32²: every
+# 128th feature, and every 84th logit of torchvision's classifier behind it.
 # fmt: off
 FEATURES = [
     [10.73874, 13.07137, 17.60078, 1.30748, 5.28732, 0.07895, 2.26150, 13.28669,
@@ -105,7 +105,7 @@ def both(params, images):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 128, 299])
 def test_agrees_with_pytorch_fid(state, tmp_path, monkeypatch, size):
-    """2048 features, by way of a file that PyTorch wrote; in parts of the largest feature."""
+    """Compare 2048 features, relative to the largest, for weights from a PyTorch file."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     theirs = pytest.importorskip("pytorch_fid.inception", reason="pytorch-fid is not installed")
     path = tmp_path / "weights.pth"
@@ -133,7 +133,7 @@ def test_gray_images_are_three_equal_channels():
 
 @pytest.mark.parametrize(("high", "wide"), [(1, 3), (8, 32), (299, 5), (300, 700)])
 def test_resize_against_its_definition(high, wide):
-    """Each pixel from the four around its place, whose rows and columns end at the border."""
+    """Compute each pixel from the four around its position; borders are repeated."""
     image = np.random.RandomState(0).randint(0, 256, (high, wide, 3)).astype(np.uint8)
     expected = np.empty((299, 299, 3))
     for i in range(299):
@@ -168,7 +168,7 @@ def test_images_of_other_kinds_are_refused():
 
 
 def test_the_published_file_is_known():
-    """Its name says how its checksum begins; its size leaves room for 472 tensors and no more."""
+    """Check its name against its checksum, and its size against 472 tensors."""
     assert inception.FILE in inception.URL
     assert inception.FILE.endswith(f"-{inception.SHA256[:8]}.pth")
     assert json.loads(json.dumps(inception.IDENTITY)) == inception.IDENTITY
@@ -197,7 +197,7 @@ def test_convert_knows_every_tensor(state):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A network of three layers whose weights are published in a file here."""
+    """Make a network of three layers, whose weights are published as a local file."""
     kernels = {"first": (3, 3, 3, 4), "Mixed.branch": (1, 1, 4, 2), "fc": (2, 5)}
     monkeypatch.setattr(inception, "_kernel_shapes", lambda: kernels)
     path = tmp_path / "published" / inception.FILE
@@ -248,7 +248,7 @@ def test_without_a_network_it_says_what_to_put_where(small, monkeypatch):
             inception.load(folder)
         assert closed in str(error.value)
         assert f"put it at {folder / inception.FILE}" in str(error.value)
-        taken.listen()  # now it takes calls, and never answers
+        taken.listen()  # accepts connections, and never answers
         monkeypatch.setattr(inception, "_TIMEOUT", 0.2)
         with pytest.raises(UserError, match=r"cannot be downloaded: .*timed out"):
             inception.load(folder)

@@ -15,7 +15,7 @@ from colddiff.runtime.errors import UserError
 
 @pytest.fixture
 def pair():
-    """Real images and noisy ones that leave [0, 1]."""
+    """Return real images, and noisy ones with values outside [0, 1]."""
     x = sources.load("digits", "test", size=32, channels=3, limit=4) / np.float32(255)
     y = x + np.random.default_rng(0).normal(0, 0.2, x.shape).astype(np.float32)
     return x, y
@@ -54,7 +54,7 @@ def gaussian(features):
 
 
 def test_moments_stream():
-    """In parts of any size, far from 0: NumPy's mean and covariance of the whole."""
+    """Merge parts of any size, far from 0; compare with NumPy on all features."""
     x = np.random.default_rng(3).normal(1e4, 1, (500, 7)) * np.arange(1, 8)
     found = metrics.moments(x[:3])
     for first, last in ((3, 4), (4, 117), (117, 500)):
@@ -67,7 +67,7 @@ def test_moments_stream():
 
 
 def test_frechet_distance_against_scipy():
-    """|μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½) with SciPy's general matrix root."""
+    """Compare with |μ_x - μ_y|² + tr(Σ_x + Σ_y - 2 (Σ_x Σ_y)^½) by SciPy's matrix root."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12)) + 1
     y = rng.normal(size=(150, 12)) @ rng.normal(size=(12, 12))
@@ -79,18 +79,18 @@ def test_frechet_distance_against_scipy():
 
 
 def test_frechet_distance_in_closed_form():
-    """Of one feature it is (μ_x - μ_y)² + (σ_x - σ_y)²; singular covariances are no trouble."""
+    """Check (μ_x - μ_y)² + (σ_x - σ_y)² for one feature, and singular covariances."""
     x, y = np.array([[1.0], [3.0], [5.0]]), np.array([[0.0], [7.0]])
     expected = (3 - 3.5) ** 2 + (2 - np.sqrt(24.5)) ** 2
     assert metrics.frechet_distance(*map(gaussian, (x, y))) == pytest.approx(expected)
-    few = gaussian(np.random.default_rng(1).normal(size=(3, 20)))  # of rank 2
+    few = gaussian(np.random.default_rng(1).normal(size=(3, 20)))  # rank 2
     assert 0 <= metrics.frechet_distance(few, few) < 1e-6
     moved = few._replace(mean=few.mean + 2)
     assert metrics.frechet_distance(few, moved) == pytest.approx(80)
 
 
 def test_frechet_distance_of_many_features_and_few_images():
-    """500 dimensions, rank 100: the rounding of 400 zeros does not add up."""
+    """Use 500 dimensions of rank 100, where rounding of 400 zeros could add up."""
     few = gaussian(np.random.default_rng(2).normal(size=(101, 500)))
     moved = few._replace(mean=few.mean + 0.1)
     assert metrics.frechet_distance(few, moved) == pytest.approx(5, abs=1e-9)
@@ -100,7 +100,7 @@ def test_frechet_distance_of_many_features_and_few_images():
 
 
 def test_frechet_distance_of_known_gaussians():
-    """Σ_y = Σ_x scaled along its axes: |Δμ|² + Σ (√λ - √λ')², though they are not diagonal."""
+    """Scale Σ_x along its axes, which are not the coordinate axes: |Δμ|² + Σ (√λ - √λ')²."""
     rng = np.random.default_rng(4)
     for dimensions in (3, 40):
         axes = np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0]
@@ -120,7 +120,7 @@ def kernel(a, b):
 
 
 def test_kernel_distance_is_the_unbiased_mmd():
-    """Against its definition, pair by pair; and with the pairs of an image and itself left out."""
+    """Compare with the definition, pair by pair, with and without the paired images."""
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(23, 4)), rng.normal(0.5, 1, (31, 4))
     mean = lambda a, b, keep: np.mean(  # noqa: E731
@@ -138,7 +138,7 @@ def test_kernel_distance_is_the_unbiased_mmd():
 
 
 def shifted_gaussians_mmd(shift, d):
-    """MMD² of N(shift, I) and N(0, I) in d dimensions, by the kernel's moments up to the third."""
+    """Return the MMD² of N(shift, I) and N(0, I) in d dimensions, by the kernel's moments."""
     m = shift**2 * d
     xx = 1 + 3 * m / d + 3 * (d + 2 * m + m**2) / d**2 + (m**3 + 6 * m**2 + (3 * d + 6) * m) / d**3
     yy, xy = 1 + 3 / d, 1 + 3 * (d + m) / d**2
@@ -148,16 +148,16 @@ def shifted_gaussians_mmd(shift, d):
 @pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.8, 1.6), (1.0, 0.8, 1.25)])
 @pytest.mark.parametrize("paired", [False, True])
 def test_kernel_distance_is_unbiased_and_knows_its_error(shift, low, high, paired):
-    """Over 250 pairs of sets, drawn apart or the one from the other: its mean, and its spread."""
+    """Check the mean and the spread over 120 pairs of sets, independent or paired."""
     rng = np.random.default_rng(6)
     values, errors = [], []
-    for _ in range(250):
+    for _ in range(120):
         x, y = rng.normal(size=(2, 40, 5))
         x = y if paired else x
         found = metrics.kernel_distance(x + shift, y, paired=paired)
         values.append(found.value)
         errors.append(found.error)
-    error = np.std(values) / np.sqrt(250)
+    error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values) - shifted_gaussians_mmd(shift, 5)) < 4 * error + 1e-12
-    if not (paired and not shift):  # there every value is 0
+    if not (paired and not shift):  # every value is 0 otherwise
         assert low < np.sqrt(np.mean(np.square(errors))) / np.std(values) < high

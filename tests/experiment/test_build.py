@@ -1,4 +1,4 @@
-"""Configs become experiments; what cannot work is refused by the name of its field."""
+"""Experiments built from configs; errors of invalid configs name the field."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ def test_every_config_builds_and_says_what_it_is(name):
 
 
 def test_table_1_settings():
-    """The paper's σ schedules reach the degradation: rows of A[1] are the first kernel."""
+    """Check that the σ schedule reaches D: rows of A[1] are the first kernel."""
     cifar = build(importlib.import_module("configs.blur_cifar10").get_config())
     assert cifar.T == 50
     kernel = np.exp(-0.5 * (np.arange(-5, 6) / 0.35) ** 2)
@@ -119,7 +119,7 @@ def test_what_cannot_work_is_refused(config, field, value, message):
 
 
 def test_the_config_gives_its_sampler_its_arguments(config):
-    """And no other one, whose name may be a flag away."""
+    """Check also that another sampler, chosen by its name, does not get them."""
     with config.unlocked():
         config.sampler = {"name": "ddim", "steps": 0, "eta": 0.5}
     assert make_sampler(config).keywords == make_sampler(config, "ddim").keywords == {"eta": 0.5}
@@ -156,14 +156,14 @@ def test_unknown_schedules_are_refused(config):
 
 
 def degradation(config, **settings):
-    """The config with another degradation."""
+    """Return the config with another degradation."""
     with config.unlocked():
         config.degradation = {"num_steps": 6, **settings}
     return config
 
 
 def test_parts_are_composed_in_their_order(config):
-    """T and the image size reach each of them; also from a saved config, where tuples are lists."""
+    """Check that each part gets T and the image size, also from a saved config with lists."""
     blur = {"name": "gaussian_blur", "kernel_size": 5, "std": 1.0, "padding": "reflect"}
     mask = {
         "name": "gaussian_mask",
@@ -321,7 +321,7 @@ def test_degradations_that_cannot_work_are_refused(config, settings, message):
 
 
 def test_building_leaves_the_config_as_it_is(config):
-    """A schedule within a part as well: it is built again when the run is loaded."""
+    """Include a schedule within a part, because a loaded run builds its config again."""
     std = {"schedule": "linear", "start": 1.0, "step": 0.1}
     blur = {"name": "gaussian_blur", "kernel_size": 5, "std": std, "padding": "reflect"}
     degradation(config, name="compose", parts=(blur,))
@@ -331,7 +331,7 @@ def test_building_leaves_the_config_as_it_is(config):
     build(config)
 
 
-# Sections 4 and 5, and appendix A; a schedule is its start, and its step or rate.
+# From sections 4 and 5, and appendix A. A schedule is given by its start, and its step or rate.
 CELEBA = dict(crop_margin=15, crop="random", flip=True, pad=0)
 SMALL = CELEBA | dict(crop_margin=3)
 PLAIN = dict(crop_margin=0, flip=False, pad=0)
@@ -390,7 +390,7 @@ def test_configs_have_the_paper_s_settings(name):
 
 
 ONE, FOUR = (dict(name="gaussian_mixture", size=size, components=1) for size in (1, 2))
-PRIORS = {  # with the sampler of the best row
+PRIORS = {  # each with the sampler of the best row
     "noise_celeba": (dict(name="pattern", noise_std=0), "ddim"),
     "noise_afhq": (dict(name="pattern", noise_std=0), "ddim"),
     "generate_blur_celeba": (ONE | dict(noise_std=0.002), "tacos"),
@@ -422,7 +422,7 @@ def test_eta_is_a_number_from_0_to_1(config, eta):
 
 
 def test_a_pattern_shows_a_tenth_of_the_image_at_most(config, tmp_path):
-    """A degradation that leaves 30% of the contrast is refused; one that leaves 5% is not."""
+    """Refuse a D that leaves 30% of the contrast, and accept one that leaves 5%."""
     code = "def fade(*, num_steps, left):\n"
     code += "    return lambda x0, t, key: x0 * (1 - (1 - left) * t / num_steps)\n"
     (tmp_path / "own.py").write_text(code)

@@ -1,4 +1,4 @@
-"""The moving average."""
+"""The moving average of the parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from colddiff.experiment.state import update_ema
 
 
 def test_ema_is_the_paper_s(config):
-    """A copy before step 2000, then decay .995 every 10 steps."""
+    """Check for a copy before step 2000, then decay .995 every 10 steps."""
     config.train.update({"ema_decay": 0.995, "ema_every": 10, "ema_start": 2000})
     average = expected = -1.0
     update = jax.jit(lambda ema, value, step: update_ema(ema, value, step, config.train))

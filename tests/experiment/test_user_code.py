@@ -1,4 +1,4 @@
-"""A run notices that the source of the user's own degradation has changed."""
+"""Detection of changes in the source of the user's own degradation."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def dim(*, num_steps):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """`write(words=..., factor=..., helper=...)` writes FILE.py and what it imports from beside."""
+    """Return `write(words=..., factor=..., helper=...)`, which writes FILE.py and its import."""
     folder = tmp_path / "code"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)

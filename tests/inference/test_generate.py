@@ -1,4 +1,4 @@
-"""Images from seeds: the same whatever the batch, the devices and the interruptions."""
+"""Images from seeds: independent of the batch, the devices and interruptions."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_wrong_seeds_are_refused(text):
 
 
 def test_an_image_is_its_seeds_alone(run):
-    """To the bit: in two rounds of four devices, in one, and alone, on every device alike."""
+    """Compare bits: seeds in two rounds of four devices, in one round, and alone."""
     seeds = [
         5,
         0,
@@ -73,7 +73,7 @@ def test_an_image_is_its_seeds_alone(run):
         2**32 - 1,
         12,
         13,
-    ]  # four even ones, first in a chunk of 2, and six odd ones
+    ]  # four even seeds, first in a chunk of 2, and six odd seeds
     together, iterates = run.generate(run.params, seeds, iterates_at=[4, 0])
     together = np.asarray(together)
     for some in ([2, 9, 5], [2**32 - 1], [13, 4, 2, 9, 5, 0, 1, 12, 77]):
@@ -96,11 +96,11 @@ def test_a_seed_has_one_place_in_every_chunk(seeds, count):
     places = _places(seeds, count)
     assert np.array_equal(places % count, seeds % count) and len(set(places)) == len(seeds)
     largest = max(np.sum(seeds % count == r) for r in range(count))
-    assert places.max() // count == largest - 1  # chunks, as few as can be
+    assert places.max() // count == largest - 1  # as few chunks as possible
 
 
 def test_generating_is_sampling_from_the_prior(run):
-    """The walk begins at the prior's draw of the seed's key, not cut to 8 bits; D has that key."""
+    """Compare with sampling from the prior's xT, not truncated; D has the same key."""
     noise = gaussian_noise(num_steps=6)
     config = run.config.copy_and_resolve_references()
     config.prior = ConfigDict(dict(name="pattern", noise_std=0.0))
@@ -119,7 +119,7 @@ def test_one_compilation_for_all_seeds_and_for_all_eta(run, compiled):
     for seeds in (range(6), range(7, 13), np.array([5, 4, 3, 2, 1, 2**32 - 1])):
         run.generate(run.params, seeds, steps=2)
     assert compiled.count("run_sampler") == 1
-    assert compiled.count("_draw") <= 1  # or another test's
+    assert compiled.count("_draw") <= 1  # at most once; another test may have compiled it
 
     noise = gaussian_noise(num_steps=6)
     xT, keys = jnp.zeros((2, 16, 16, 1)), jax.random.split(jax.random.key(0))
@@ -145,7 +145,7 @@ def test_files_and_pictures(run, tmp_path):
         assert image.size == (16, 16) and image.mode == "L"
         truth = np.asarray(run.generate(run.params, [69]))[0, :, :, 0]
         shown = np.asarray(image) / 127.5 - 1
-        assert np.abs(shown - truth.clip(-1, 1)).max() <= 1 / 127.5  # half a level, and rounding
+        assert np.abs(shown - truth.clip(-1, 1)).max() <= 1 / 127.5  # half a level, plus rounding
     with Image.open(tmp_path / "grid.png") as image:
         tile = np.asarray(image)[2:66, 2:66, 0]  # 8 × 8 images of 64 pixels, 2 between them
         assert image.size == (8 * 66 + 2, 8 * 66 + 2)
@@ -170,7 +170,7 @@ def test_pictures_are_of_the_first_seeds(run, tmp_path):
         gif.seek(gif.n_frames - 1)
         last = np.asarray(gif.convert("L")).astype(int)
     header = last.shape[0] - 2 * 66
-    assert np.abs(last[header : header + 64, 2:66] - first).max() <= 2  # of a palette
+    assert np.abs(last[header : header + 64, 2:66] - first).max() <= 2  # GIFs have a palette
 
 
 def test_a_file_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_no_seed_comes_twice(run, tmp_path):
 
 
 def test_a_batch_is_no_larger_than_what_is_missing(run, tmp_path, monkeypatch):
-    """So that images per second are those of images."""
+    """Check the batch size, so that images per second count no padding."""
     config = run.config.copy_and_resolve_references()
     config.eval.batch_size = 64
     sizes = []
@@ -219,7 +219,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made(run, tmp_path):
     generate(run, range(10), tmp_path)
     before = bytes_of(tmp_path)
     (tmp_path / "000004.png").unlink()
-    (tmp_path / "000002.png").write_bytes(before["000003.png"])  # to see that it is kept
+    (tmp_path / "000002.png").write_bytes(before["000003.png"])  # a mark that must be kept
     (tmp_path / "000005.unfinished").write_bytes(b"half of a")
     generate(run, range(10), tmp_path)
     after = bytes_of(tmp_path)
@@ -262,7 +262,7 @@ def test_images_of_other_settings_are_never_mixed(run, generator, tmp_path):
 
 
 def test_images_of_another_mixture_or_chunk_are_never_mixed(run, generator, tmp_path):
-    """Check a prior fitted to other numbers, and another `eval.chunk`: both change the images."""
+    """Use a prior fitted to other numbers, and another `eval.chunk`; both change the images."""
     generate(run, [0], tmp_path / "images")
     workdir = shutil.copytree(generator, tmp_path / "copy")
     [fitted] = (workdir / "prior").iterdir()
@@ -318,7 +318,7 @@ def test_wrong_arguments(run, seeds, arguments, message):
 
 
 def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
-    """It needs no data afterwards; other settings are fitted when they are asked for."""
+    """Check that it then needs no data, and that other settings are fitted on first use."""
     [kept] = (generator / "prior").iterdir()
     train = sources.load("digits", "train", size=16, channels=1)
     with np.load(kept) as arrays:
@@ -355,7 +355,7 @@ def test_the_prior_is_fitted_once_and_kept(generator, tmp_path, monkeypatch):
 
 
 def test_a_new_run_fits_its_own_prior(generator, tmp_path, monkeypatch):
-    """One that was left behind may be of other images; a run that goes on keeps its own."""
+    """Check that a new run replaces an old prior, and that a resumed run keeps its own."""
     monkeypatch.setattr("colddiff.training.loop.load_truth", lambda config: 1 / 0)
     [fitted] = (generator / "prior").iterdir()
     left = tmp_path / "new" / "prior" / fitted.name
@@ -388,7 +388,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Of a run of the command line on one device."""
+    """Return the workdir of a run of the command line on one device."""
     folder = tmp_path_factory.mktemp("generate")
     done = run_main(*FLAGS, f"--workdir={folder}", "--mode=train")
     assert done.returncode == 0, done.stderr

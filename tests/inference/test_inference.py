@@ -18,8 +18,8 @@ from colddiff.inference.prior import load_prior
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import ddim, image_keys, naive, tacos, times_between
 
-# Two programs, or batches of two sizes, round otherwise, and a walk amplifies it; how much depends
-# on the processor.
+# Two programs, or batches of two sizes, round differently. Sampling amplifies the difference, which
+# depends on the processor.
 APART = 1e-4
 
 
@@ -48,7 +48,7 @@ def test_a_loaded_run_samples(run, x0):
 
 
 def test_times_iterates_and_functions_of_ones_own(run, x0):
-    """Part of the way, from an image that is not as degraded as can be."""
+    """Start below T, and use a sampler function of our own."""
     keys = image_keys(jax.random.key(0), 0, 3)
     x4 = jax.vmap(run.degrade, (0, None, 0))(x0, 4, keys)
     own = lambda R, D, x, s, s_next: D(R(x, s), s_next)  # noqa: E731
@@ -60,10 +60,10 @@ def test_times_iterates_and_functions_of_ones_own(run, x0):
 
 
 def test_the_seed_decides_where_the_fit_of_the_prior_begins(tmp_path):
-    """Against scikit-learn: EM of the block means, on [-1, 1]."""
+    """Compare with EM of the block means on [-1, 1] by scikit-learn."""
     config = tiny_generator_config()
     config.prior.update({"size": 2, "components": 5})
-    config.data.train_split = "test"  # the smaller one
+    config.data.train_split = "test"  # the smaller split
     experiment = build(config)
     images = sources.load("digits", "test", size=16, channels=1)
     values = images.reshape(-1, 2, 8, 2, 8).mean(axis=(2, 4)).reshape(-1, 4) / 127.5 - 1
@@ -75,19 +75,19 @@ def test_the_seed_decides_where_the_fit_of_the_prior_begins(tmp_path):
             found = arrays["means"].reshape(5, 4)
         fits.append(GaussianMixture(5, random_state=config.seed).fit(values).means_)
         np.testing.assert_allclose(found, fits[-1], atol=1e-3)
-    assert np.abs(fits[0] - fits[1]).max() > 0.1  # where it begins decides where it ends
+    assert np.abs(fits[0] - fits[1]).max() > 0.1  # the two seeds give different fits
 
 
 def test_batches_of_any_size_on_any_device(run, x0):
-    """Three images cannot be shared by four devices, four can; and xT may lie on one of them."""
+    """Use three and four images on four devices, with xT on one of them."""
     four = jax.device_put(jnp.concatenate([x0, x0[:1]]), jax.devices()[2])
     together = run.sample(run.params, four, steps=2)
     np.testing.assert_allclose(together[:3], run.sample(run.params, x0, steps=2), atol=APART)
 
 
 def test_large_batches_go_in_parts(run, x0, compiled):
-    """By one program, whatever their size; an image's pattern is that of its place in the whole."""
-    xT, key = jnp.concatenate([x0, x0[::-1], x0, x0]), jax.random.key(4)  # 12
+    """Check for one program, and for patterns that depend on the place in the large batch."""
+    xT, key = jnp.concatenate([x0, x0[::-1], x0, x0]), jax.random.key(4)  # 12 images
     noise = Partial(lambda x0, t, key: x0 + t / 6 * jax.random.normal(key, x0.shape))
 
     def sample(batch_size, xT):
@@ -99,7 +99,7 @@ def test_large_batches_go_in_parts(run, x0, compiled):
 
     expected, marked = sample(12, xT)
     before = compiled.count("run_sampler")
-    found, iterates = sample(3, xT)  # 4: the devices share them
+    found, iterates = sample(3, xT)  # padded to 4, one for each device
     assert not np.allclose(expected[0], expected[6], atol=0.1)  # one image, two patterns
     np.testing.assert_allclose(found, expected, atol=APART)
     np.testing.assert_allclose(iterates, marked, atol=APART)

@@ -1,4 +1,4 @@
-"""Convolutions and sums over pixels against XLA's, values and gradients; on one device and four."""
+"""Convolutions and sums over pixels against XLA's: values and gradients, on 1 and 4 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def ours(x, kernel, stride, padding):
 
 
 def results(function, x, kernel):
-    """Output and both gradients of a weighted sum of it."""
+    """Return the output, and both gradients of a weighted sum of it."""
 
     def value_and_gradients(x, kernel):
         y, pull = jax.vjp(function, x, kernel)
@@ -91,12 +91,12 @@ def test_bfloat16_is_summed_in_float32():
     found = results(lambda x, k: ours(x, k, *settings), x, kernel)
     assert {a.dtype for a in found} == {jnp.dtype("bfloat16")}
     for a, b in zip(found, exact, strict=True):
-        # the weights of `results` are rounded too; of the output one rounding is left
+        # The weights of `results` are rounded too, so the output has one more rounding.
         assert np.abs(a.astype(np.float32) - b).max() <= 2**-7 * np.abs(b).max()
 
 
 def lowered(function, *arguments):
-    """The program of its gradients, by platform."""
+    """Return the program of the gradients of a function, by platform."""
 
     def gradients(*arguments):
         return jax.grad(lambda arguments: function(*arguments).sum())(arguments)
@@ -109,7 +109,7 @@ def lowered(function, *arguments):
 
 
 def test_on_the_cpu_only():
-    """Other platforms get XLA's convolutions, without loops around them."""
+    """Check that other platforms get XLA's convolutions without loops around them."""
     x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((7, 7, 1, 4))
     found = lowered(lambda x, k: ours(x, k, 1, ((3, 3), (3, 3))), x, kernel)
     assert "while" in found["cpu"] and "stablehlo.convolution" not in found["cpu"]
@@ -121,12 +121,12 @@ def test_on_the_cpu_only():
     plain = lowered(lambda x, k: jnp.sin(lax.conv_transpose(x, k, (2, 2), "SAME")), x, kernel)
     count = {platform: text.count("stablehlo.convolution") for platform, text in found.items()}
     expected = {platform: text.count("stablehlo.convolution") for platform, text in plain.items()}
-    assert count["cpu"] > expected["cpu"]  # by parity
+    assert count["cpu"] > expected["cpu"]  # one for each parity
     assert count["cuda"] == expected["cuda"] and count["tpu"] == expected["tpu"]
 
 
 def test_a_doubled_image_is_never_made():
-    """A 3×3 convolution of the image that has each pixel four times, values and gradients."""
+    """Compare values and gradients with a 3×3 convolution of the doubled image."""
     x = jax.random.normal(jax.random.key(0), (3, 4, 4, 5))
     layer = Conv(6, 3, jnp.float32, double=True)
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 5, 6))
@@ -139,7 +139,7 @@ def test_a_doubled_image_is_never_made():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2**-7)])
 def test_sums_over_pixels(dtype, tolerance):
-    """Against float64, with their gradients: a sum's is spread, and what is spread has a sum."""
+    """Compare with float64. The gradient of a sum is `spread`, and the reverse."""
     x = jax.random.normal(jax.random.key(0), (3, 500, 7)).astype(dtype) + 1
     exact = np.asarray(x, np.float64).sum(axis=1, keepdims=True)
     total, pull = jax.vjp(jax.jit(pixel_sum), x)
@@ -164,7 +164,7 @@ def test_vectors_are_added_to_every_pixel(vectors):
 
 
 def test_devices_need_nothing_of_each_other_but_sums():
-    """A batch split over four devices: no image is gathered, and the gradients are the same."""
+    """Split a batch over four devices: no image is gathered, and gradients are equal."""
     mesh = create_mesh()
     x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
     shapes = ((7, 7, 1, 4), (4, 4, 4, 4), (1, 1, 4, 4), (4,))
@@ -192,7 +192,7 @@ def test_devices_need_nothing_of_each_other_but_sums():
 
 @pytest.mark.parametrize("network", [ConvNeXtUNet, ResNetUNet])
 def test_initial_parameters(network):
-    """Kernels uniform on ±1/√fan_in, none like another; biases 0, scales 1."""
+    """Check for distinct kernels, uniform on ±1/√fan_in, biases of 0 and scales of 1."""
     model = network(channels=1, width=16, multipliers=(1, 2))
     x, t = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
     params = jax.jit(lambda key: init_params(model, key, x, t))(jax.random.key(0))

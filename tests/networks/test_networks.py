@@ -1,6 +1,6 @@
-"""The restorers: their size, their blocks against plain NumPy and SciPy, and what they refuse.
+"""The restorers: their size, their blocks against NumPy and SciPy, and their errors.
 
-Against the authors' PyTorch networks with the same weights both agree to 1e-6 (docs/networks.md).
+docs/networks.md compares both with the authors' PyTorch networks.
 """
 
 import collections
@@ -59,7 +59,7 @@ def test_any_width_multipliers_and_size(network, width, multipliers, size, chann
     apply = jax.jit(model.apply)
     found = apply({"params": params}, x, t)
     assert found.shape == x.shape and found.dtype == jnp.float32 and np.all(np.isfinite(found))
-    assert np.abs(found - apply({"params": params}, x, t + 5)).max() > 1e-3  # it sees t
+    assert np.abs(found - apply({"params": params}, x, t + 5)).max() > 1e-3  # t matters
 
 
 @pytest.mark.parametrize("network", [ConvNeXtUNet, ResNetUNet])
@@ -114,11 +114,11 @@ def test_sinusoidal_embedding():
     np.testing.assert_allclose(sinusoidal_embedding(jnp.array(t), width), expected, atol=1e-4)
 
 
-# Blocks, written again with NumPy and SciPy in float64.
+# The blocks in NumPy and SciPy, in float64.
 
 
 def conv2d(x, params, pad, stride=1):
-    """Correlation `[H, W, I]` -> `[H', W', O]` with zero padding, one channel pair at a time."""
+    """Correlate `[H, W, I]` to `[H', W', O]`, zero padding, one pair of channels at a time."""
     kernel = np.asarray(params["kernel"], np.float64)
     x = np.pad(x, (*pad, (0, 0)))
     depthwise = kernel.shape[2] == 1 and x.shape[2] > 1
@@ -154,7 +154,7 @@ def group_norm(x, params):
 
 
 def init_and_apply(module, *inputs):
-    """Output for the first image, and random parameters, of which none is 0 or 1."""
+    """Return the output for the first image, and random parameters other than 0 and 1."""
     shapes = jax.eval_shape(lambda key: init_params(module, key, *inputs), jax.random.key(0))
     rng = np.random.default_rng(3)
 
@@ -223,14 +223,14 @@ def embedding(t, width):
 
 
 def upsampled(x, params):
-    """Transposed 4×4 convolution of stride 2: zeros between the pixels, then a convolution."""
+    """Put zeros between the pixels, then convolve: a transposed 4×4 convolution of stride 2."""
     spread = np.zeros((2 * x.shape[0] - 1, 2 * x.shape[1] - 1, x.shape[2]))
     spread[::2, ::2] = x
     return conv2d(spread, params, ((2, 2), (2, 2)))
 
 
 class Parts:
-    """The parameters of a network's modules, kind by kind in the order of their making."""
+    """The parameters of a network's modules by kind, in the order of their creation."""
 
     def __init__(self, params):
         self.params, self.taken = params, collections.Counter()

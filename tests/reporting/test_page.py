@@ -1,4 +1,4 @@
-"""The page: its markup as a parser sees it, and what a real browser without a network shows."""
+"""The page: its markup by a parser, and its display in a browser without a network."""
 
 import base64
 import importlib.util
@@ -22,7 +22,7 @@ EVIL = """</title></style><script>document.title="!"</script><img src=x onerror=
 
 
 class Elements(HTMLParser):
-    """What a page consists of: (tag, attributes) in order, and the text in each kind of element."""
+    """A parser that lists (tag, attributes) in order, and the text of each kind of element."""
 
     def __init__(self, html):
         super().__init__()
@@ -59,7 +59,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def frames(digits):
-    """Mosaics of digits coming out of gray, no two alike."""
+    """Return different mosaics of digits that fade in from gray."""
     weights = np.linspace(0, 1, 5)
     return [mosaic((128 + w * (digits - 128.0)).astype(np.uint8)) for w in weights]
 
@@ -101,7 +101,7 @@ def test_pictures_are_inlined_to_the_pixel(html, frames, wide):
         assert (int(image["height"]), int(image["width"])) == array.shape[:2]
     assert [image["alt"] for image in images[:2]] == ["Digits", "The way back, t = 20"]
     shown = [i for i, image in enumerate(images) if "hidden" not in image]
-    assert shown == [0, 5, 7]  # the last ones of the walks
+    assert shown == [0, 5, 7]  # the last frames of the walks
 
 
 def test_nothing_comes_from_elsewhere(html):
@@ -156,7 +156,7 @@ def test_what_cannot_be_shown_is_refused(section, message):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium without a way out: no name resolves, and its proxy is a closed port."""
+    """Return headless Chromium without a network: no DNS, and a closed port as proxy."""
     if importlib.util.find_spec("selenium") is None:
         pytest.skip("selenium is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
@@ -184,7 +184,7 @@ def browser():
 
 def open_page(browser, path, html, *, width=1280, dark=False):
     path.write_text(html, encoding="utf-8")
-    browser.get_log("browser"), browser.get_log("performance")  # of the page before
+    browser.get_log("browser"), browser.get_log("performance")  # discard the logs of the last page
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -193,23 +193,23 @@ def open_page(browser, path, html, *, width=1280, dark=False):
 
 
 def events(browser, kind):
-    """What the browser tells of its network traffic, blocked requests included."""
+    """Return the browser's network events, including blocked requests."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [message["params"] for message in messages if message["method"] == f"Network.{kind}"]
 
 
 def shown(browser, walk=0):
-    """The frame and the time that a walk shows."""
+    """Return the frame and the time that a walk shows."""
     element = browser.find_elements("class name", "walk")[walk]
     (image,) = [i for i in element.find_elements("tag name", "img") if i.is_displayed()]
     return image, element.find_element("tag name", "output").text
 
 
 def on_screen(browser, image, frame):
-    """Whether it is there to the pixel, but for the round corners."""
+    """Return whether an image is shown exactly, except for its round corners."""
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
     picture = np.asarray(Image.open(io.BytesIO(image.screenshot_as_png)).convert("RGB"))
-    # An image that begins between two pixels may be rounded either way.
+    # The browser may shift an image that begins between two pixels by one pixel.
     rolled = [np.roll(picture, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     return any(np.array_equal(p[5:-5, 5:-5], frame[5:-5, 5:-5]) for p in rolled)
 
@@ -234,7 +234,7 @@ def test_a_slider_walks_through_the_frames(browser, html, frames, tmp_path):
     check(2)
     slider.send_keys("\ue012\ue012")  # arrow left, twice
     check(0)
-    assert shown(browser, 1)[1] == "t = 0"  # the other walk stays
+    assert shown(browser, 1)[1] == "t = 0"  # the other walk does not move
     assert browser.get_log("browser") == []
 
 
@@ -254,7 +254,7 @@ def test_play_goes_from_noise_to_image_and_stops(browser, html, tmp_path):
     wait = WebDriverWait(browser, 20, 0.1)
     wait.until(lambda _: len(browser.execute_script("return seen")) == len(TIMES))
     assert browser.execute_script("return seen") == seen
-    # Played again, stopped by the button, played on, stopped by the slider.
+    # Play again, stop by the button, continue, stop by the slider.
     state = browser.execute_script("""
         const [button, slider, output] = document.querySelectorAll("button, input, output");
         button.click();
@@ -279,7 +279,7 @@ def test_it_fits_and_can_be_read(browser, html, wide, tmp_path, width, dark):
     assert inner_width == width and scroll_width <= width
     box = browser.find_element("class name", "box")
     needs, has = (int(box.get_property(name)) for name in ("scrollWidth", "clientWidth"))
-    assert (needs > has) == (width < 1000)  # its ten columns fit on a desktop
+    assert (needs > has) == (width < 1000)  # ten columns fit on a desktop
     names = box.find_element("css selector", "tbody th")
     left = names.rect["x"]
     browser.execute_script("arguments[0].scrollLeft = 100", box)
@@ -309,7 +309,7 @@ def test_it_fits_and_can_be_read(browser, html, wide, tmp_path, width, dark):
 
 
 def luminance(color):
-    """Relative, as WCAG 2 defines it, of a CSS rgb(...)."""
+    """Return the relative luminance (WCAG 2) of a CSS rgb(...)."""
     rgb = np.array([int(c) for c in re.findall(r"\d+", color)[:3]]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
@@ -330,7 +330,7 @@ def test_the_browser_asks_for_nothing_and_runs_no_text(browser, html, digits, tm
 
 
 def test_the_page_forbids_what_it_does_not_hold(browser, html, tmp_path):
-    """Should some text ever get past the escaping."""
+    """Insert HTML, as if a text had not been escaped."""
     bad = '<script>document.title = "evil"</script><img src="https://example.org/x.png">'
     open_page(browser, tmp_path / "page.html", html.replace("<main>", f"<main>{bad}"))
     assert browser.title == "A run"

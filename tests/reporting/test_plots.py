@@ -1,4 +1,4 @@
-"""Curves: the pixels that a series leaves on the picture."""
+"""Curves: the pixels of each series in the picture."""
 
 import os
 import subprocess
@@ -17,13 +17,13 @@ FIRST, SECOND = "#0072B2", "#D55E00"
 
 
 def ink(picture, color, *, legend=False):
-    """Places [N, 2] (row, column) of the pixels of just one colour, without or with the legend."""
+    """Return (row, column) `[N, 2]` of the pixels of one colour, with or without the legend."""
     places = np.argwhere((picture == np.round(np.array(to_rgb(color)) * 255)).all(axis=-1))
     return places if legend else places[places[:, 0] < 450]
 
 
 def bend(picture):
-    """The largest distance of a line's pixels from a straight one, in pixels."""
+    """Return the largest distance of a line's pixels from a straight line, in pixels."""
     row, column = ink(picture, FIRST).T
     return np.abs(row - np.polyval(np.polyfit(column, row, 1), column)).max()
 
@@ -78,7 +78,7 @@ def test_bad_points_are_refused():
 
 
 def test_names_are_plain_text():
-    """Whatever stands in them: no mathematics, and nothing hidden by an underscore in front."""
+    """Use `$`, which would begin mathematics, and `_` in front, which would hide a name."""
     points = [(1, 1), (2, 2)]
     odd = r"$\frac{$ _x^"
     texts = {"title": odd, "x_label": odd, "y_label": odd}
@@ -103,7 +103,7 @@ def test_long_and_many_names_stay_on_the_picture():
 def test_a_logarithmic_axis_of_any_length_has_ticks():
     for last in (2, 10, 1e3, 1e4, 1e12):
         picture = curves({"a": [(1, 1), (last, 1.5)]}, **TEXTS, log_x=True)
-        gray = (picture[100] == 0xDD).all(axis=-1)  # grid lines, cut at a row
+        gray = (picture[100] == 0xDD).all(axis=-1)  # grid lines across a row
         assert 2 <= np.count_nonzero(np.diff(gray.astype(int)) == 1) <= 14
 
 
@@ -117,5 +117,5 @@ def test_it_leaves_nothing_behind():
     code += f"curves({{'a': [(1, 1)]}}, log_x=True, **{TEXTS})\n"
     code += "assert dict(matplotlib.rcParams) == before\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"
-    environment = os.environ | {"MPLBACKEND": "agg"}  # unset, reading it imports pyplot
+    environment = os.environ | {"MPLBACKEND": "agg"}  # if unset, reading it imports pyplot
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)

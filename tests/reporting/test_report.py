@@ -55,11 +55,11 @@ def test_the_table_in_the_paper_s_layout():
         "12.3 | – | 0.718 | 0.154 |",
     ]
     fewer = report.markdown({"a run": make([row("tacos", 2)], paper=paper)}).splitlines()
-    assert fewer[-1].endswith("| 12.3 | – | – | – |")  # theirs are of T steps
+    assert fewer[-1].endswith("| 12.3 | – | – | – |")  # the paper's take T steps
 
 
 def test_one_table_of_several_runs():
-    """In different spaces; every line says whose it is, and what it is not measured in."""
+    """Use different spaces: each row names its run, and has dashes for the other spaces."""
     other = evaluate.Distance("classifier", "classifier of tfds:mnist", 7.0, None, {10: 8.5})
     reports = {
         "one": make([row("degraded", 0)]),
@@ -143,7 +143,7 @@ def test_a_table_is_written(tmp_path):
 
 
 def test_a_picture_of_a_known_walk(experiment):
-    """Is the picture without it: the columns are its stages, from xT to x0."""
+    """Compare with the picture that computes the walk itself."""
     run = Run(experiment, init_params(experiment, jax.random.key(0)))
     images = evaluate.load_test_images(experiment.config, 2)
     way = pictures.record_walk(run, images, 50)

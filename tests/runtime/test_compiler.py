@@ -1,4 +1,4 @@
-"""Programs that hold a network keep their convolutions out of YNNPACK; where, and how it is off."""
+"""Compiler options that keep the convolutions of networks out of YNNPACK."""
 
 import re
 
@@ -21,7 +21,7 @@ def convolve(x, kernel):
 
 
 def ynn_computations(program):
-    """The bodies of all fusions that YNNPACK runs, of a compiled program's text."""
+    """Return the bodies of all fusions that YNNPACK runs, from a program's text."""
     fusions = r"calls=%([\w.\-]+),.*__ynn_fusion"
     bodies = dict(re.findall(r"^%([\w.\-]+) \(.*\{\n((?:  .*\n)+)\}", program, re.MULTILINE))
     return [bodies[name] for name in re.findall(fusions, program)]
@@ -29,14 +29,14 @@ def ynn_computations(program):
 
 @pytest.fixture
 def fresh():
-    """No remembered options, before and after."""
+    """Forget the cached options before and after a test."""
     cpu_options.cache_clear()
     yield
     cpu_options.cache_clear()
 
 
 def test_convolutions_are_xla_s_own():
-    """On jaxlib 0.10 and 0.11 a plain `jax.jit` gives them to YNNPACK."""
+    """Check that only a plain `jax.jit` uses YNNPACK, on jaxlib 0.10 and 0.11."""
     program = network_jit(convolve).lower(X, KERNEL).compile().as_text()
     assert "convolution(" in program
     assert not any("convolution(" in body for body in ynn_computations(program))
@@ -46,7 +46,7 @@ def test_convolutions_are_xla_s_own():
 
 
 def test_a_program_inside_another_one():
-    """JAX takes compiler options for the outermost `jit` only."""
+    """Call `network_jit` within a `jit`, where JAX takes no compiler options."""
     inner = network_jit(convolve)
     expected = convolve(X, KERNEL)
     np.testing.assert_allclose(inner(X, KERNEL), expected, rtol=1e-5)
@@ -88,9 +88,9 @@ def test_a_jaxlib_that_does_not_know_the_option(fresh, monkeypatch, options):
 
 @pytest.mark.slow
 def test_every_program_of_a_run_has_it(tmp_path):
-    """Training, scoring and a classifier's features: YNNPACK runs nothing of them.
+    """Check that YNNPACK runs nothing of training, scoring and a classifier's features.
 
-    Of the other programs it runs nothing of rank 7 or more, where it may crash (jax issue 39257).
+    In other programs it runs nothing of rank 7 or more, where it may crash (jax issue 39257).
     """
     dump = tmp_path / "programs"
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*"

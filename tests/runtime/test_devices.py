@@ -1,4 +1,4 @@
-"""Batches are shared, tables copied, banks split."""
+"""Sharding: split batches and banks, replicated tables."""
 
 import types
 
@@ -27,7 +27,7 @@ def test_a_batch_is_split_over_all_devices():
 
 
 def test_a_host_s_devices_lie_together(monkeypatch):
-    """However JAX orders them: those of a TPU's hosts alternate."""
+    """Use an order of devices in which two hosts alternate, as on a TPU."""
     made = [types.SimpleNamespace(process_index=i % 2, id=7 - i) for i in range(8)]
     monkeypatch.setattr(devices.jax, "devices", lambda: made)
     monkeypatch.setattr(devices.jax, "device_count", lambda: 8)
@@ -72,7 +72,7 @@ def animorph(config, sharded):
 
 @pytest.mark.slow
 def test_a_split_bank_gives_the_same_images_and_the_same_training(config):
-    """10 images on 4 devices: two rows of filling are never picked."""
+    """Use 10 images on 4 devices; the two rows of padding are never picked."""
     whole, split = (animorph(config, sharded) for sharded in (False, True))
     bank = halves(split.degrade)[0].args[0]
     assert bank.dtype == np.uint8 and [s.data.shape[0] for s in bank.addressable_shards] == [3] * 4

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and a disk that fails."""
+"""Atomic writes, and reads from a disk that fails."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def test_a_file_appears_when_it_is_finished(tmp_path):
     with atomic_write(path) as file:
         file.write(b"one")
         assert not path.exists()
-        with atomic_write(path) as other:  # of another process, say
+        with atomic_write(path) as other:  # as another process would
             other.write(b"two")
         assert path.read_bytes() == b"two"
     assert path.read_bytes() == b"one"
@@ -40,7 +40,7 @@ def test_an_error_leaves_what_was_there(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """Or a loss of power would leave an empty one."""
+    """Check the order, because a loss of power could leave an empty file."""
     path, sizes, fsync = tmp_path / "a.txt", [], os.fsync
 
     def noting(number):
@@ -65,7 +65,7 @@ def test_a_failing_disk_is_tried_again(monkeypatch):
 
         return lambda: patiently(read, "x")
 
-    damage = OSError("image file is truncated")  # as PIL says it: without a number
+    damage = OSError("image file is truncated")  # as raised by PIL, without an errno
     for error, failed in (
         (OSError(errno.EIO, "Input/output error"), True),
         (ValueError("UNKNOWN: Error reading: Stale file handle [os_error_code='116']"), True),

@@ -1,4 +1,4 @@
-"""What is said of long work: on a terminal, even a narrow one, and elsewhere."""
+"""Progress on a terminal, also a narrow one, and without a terminal."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from colddiff.runtime.progress import Meter
 
 @pytest.fixture
 def meter(monkeypatch):
-    """99 of 700,000 steps done, 100 seconds after the start."""
+    """Return a meter after 99 of 700,000 steps and 100 seconds."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meter = Meter("train", total=700_000, images_per_step=64)
@@ -43,7 +43,7 @@ def test_a_narrow_terminal_keeps_steps_speed_and_eta(meter):
 
 
 def test_waiting_is_measured(monkeypatch):
-    """Items take a second each, what is done with them three; a note begins anew."""
+    """Wait one second for each item, then work three seconds; a note starts a new count."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 

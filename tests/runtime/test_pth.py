@@ -1,4 +1,4 @@
-"""State dicts from files made here, opcode by opcode; from PyTorch's own where it is installed."""
+"""State dicts from files written here, and from PyTorch's if it is installed."""
 
 import os
 import pickle
@@ -62,7 +62,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_tensors_come_back(path, write):
-    """Views of one storage too, with offsets and strides; they share it, and cannot be written."""
+    """Include views of one storage, with offsets and strides; they share it, read-only."""
     write(path)
     found = read_pth(path)
     assert list(found) == list(EXPECTED)
@@ -75,7 +75,7 @@ def test_tensors_come_back(path, write):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_agrees_with_pytorch(path, zipped):
-    """Both ways: PyTorch's file read here, and the one made here read by PyTorch."""
+    """Read PyTorch's file here, and read the file written here with PyTorch."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     state = OrderedDict((k, torch.from_numpy(v.copy())) for k, v in EXPECTED.items())
     state["turned"] = torch.nn.Parameter(state["layer.weight"][1].T)
@@ -128,7 +128,7 @@ def test_nothing_is_run(path, tmp_path, name, place, protocol):
     marker = tmp_path / "marker"
     attack = Attack(*attacks(marker)[name])
     pickle.loads(pickle.dumps(attack, protocol))
-    assert marker.exists()  # it would have worked
+    assert marker.exists()  # the attack would have worked
     marker.unlink()
     write_zip(path, place(attack), STORAGES, protocol=protocol)
     with pytest.raises(UserError, match=r"none of it was executed|which no state dict needs"):
@@ -216,7 +216,7 @@ def test_tensors_lie_inside_their_storage(path, view):
 
 @pytest.mark.parametrize("rest", [(), (False,), (0, {}), (False, 0), (False, {}, {})])
 def test_tensors_are_plain(path, rest):
-    """Of a state dict: with a flag, hooks, and no more."""
+    """Refuse arguments of a tensor other than a flag and empty hooks."""
     rebuild = Global("torch._utils", "_rebuild_tensor_v2")
     state = {"a": Call(rebuild, (storage("0", BASE), 0, (1,), (1,), *rest))}
     write_zip(path, state, STORAGES)
@@ -270,7 +270,7 @@ def test_records_must_fit(path, state, records, message):
 
 
 def test_compressed_and_double_records_are_refused(path):
-    """Records as PyTorch stores them cannot be larger than the file."""
+    """Refuse records that could be larger than the file."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(UserError, match=r"'archive/data\.pkl' is compressed"):
@@ -326,12 +326,12 @@ def test_truncated_files_are_refused(path, layout):
 
 
 def test_flipped_bits_change_nothing_unseen(path):
-    """In a zip archive: the tensors are the same, or the file is refused."""
+    """Check that a flipped bit of a zip archive is refused, or changes no tensor."""
     WRITERS["zip"](path)
     content = path.read_bytes()
     refused = 0
     for place in range(8 * len(content)):
-        if place % 8 != place // 8 % 8:  # one bit of each byte
+        if place % 8 != place // 8 % 8:  # flip one bit of each byte
             continue
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8

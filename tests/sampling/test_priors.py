@@ -1,4 +1,4 @@
-"""Priors against the moments and patterns they stand for."""
+"""Priors against known moments and patterns."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_noise_is_a_standard_normal():
     assert np.mean(xT) == pytest.approx(0, abs=4 / np.sqrt(xT.size))
     assert np.std(xT) == pytest.approx(1, rel=0.01)
     flat = xT.reshape(500, -1)
-    assert np.abs(np.corrcoef(flat[:, :20].T) - np.eye(20)).max() < 0.2  # pixel by pixel
+    assert np.abs(np.corrcoef(flat[:, :20].T) - np.eye(20)).max() < 0.2  # independent pixels
 
 
 def test_a_random_color_is_one_color_for_each_image():
@@ -46,7 +46,7 @@ def test_a_random_color_is_one_color_for_each_image():
     colors = xT[:, 0, 0]
     assert np.all(np.abs(colors) <= 0.5) and np.ptp(colors, axis=0).min() > 0.99
     np.testing.assert_allclose(colors.std(axis=0), 1 / np.sqrt(12), rtol=0.05)
-    assert np.abs(np.corrcoef(colors.T) - np.eye(3)).max() < 0.1  # a gray would be 1
+    assert np.abs(np.corrcoef(colors.T) - np.eye(3)).max() < 0.1  # 1 for grays
 
 
 def test_a_bank_gives_its_images():
@@ -63,7 +63,7 @@ def test_a_bank_gives_its_images():
     ids=["noise", "mask", "animorph"],
 )
 def test_tacos_goes_on_with_the_pattern_of_xT(degrade):
-    """With R = 0, x0 is what is left of xT when D's pattern is taken out of it: nothing."""
+    """Use R = 0: x0 is then xT without D's pattern, which is 0 if the patterns agree."""
     keys = image_keys(jax.random.key(1), 0, 4)
     xT = jax.vmap(pattern(degrade, T=T, shape=SHAPE))(keys)
     zero = lambda params, xt, t: jnp.zeros_like(xt)  # noqa: E731
@@ -76,7 +76,7 @@ def test_tacos_goes_on_with_the_pattern_of_xT(degrade):
 
 @pytest.fixture
 def mixture():
-    """Two Gaussians over 2×2 pixels of 3 channels, far from each other, fully correlated within."""
+    """Return two distant Gaussians over 2×2 pixels of 3 channels, with full covariance."""
     rng = np.random.default_rng(1)
     factors = np.tril(rng.normal(0, 0.1, (2, 12, 12))) + 0.1 * np.eye(12)
     means = np.stack([np.full((2, 2, 3), -2.0), rng.uniform(2, 3, (2, 2, 3))])
@@ -102,7 +102,7 @@ def test_noise_breaks_the_symmetry(mixture):
     smooth = draw(gaussian_mixture(constant, image_size=8), 100)
     rough = draw(gaussian_mixture(constant, image_size=8, noise_std=0.002), 100)
     assert np.ptp(smooth, axis=(1, 2)).max() == 0
-    noise = rough - smooth  # the same colours: the noise has a key of its own
+    noise = rough - smooth  # equal colours, because the noise has its own key
     assert np.std(noise) == pytest.approx(0.002, rel=0.03)
     assert np.abs(np.corrcoef(noise.reshape(100, -1)[:, :20].T) - np.eye(20)).max() < 0.5
     level = draw(pattern(MASK, T=T, shape=SHAPE, noise_std=0.01), 200)
@@ -150,7 +150,7 @@ def test_two_kinds_of_images_are_two_components():
     ids=["pixelate", "blur"],
 )
 def test_what_a_mixture_draws_is_as_degraded_as_can_be(degrade, size, mixture):
-    """D at T leaves it as it is."""
+    """Check that D at T does not change an xT of the mixture."""
     fitted = fit_mixture(BANK, size=size)
     xT = draw(gaussian_mixture(fitted, image_size=8), 4)
     again = jax.vmap(degrade, (0, None, None))(xT, 2, jax.random.key(0))
@@ -183,7 +183,7 @@ def test_wrong_settings_are_refused(mixture):
 
 
 def test_the_noise_is_independent_of_what_it_is_added_to(mixture):
-    """A key used twice would show as a correlation."""
+    """Check the correlation, which a key used twice would cause."""
     z = draw(pattern(gaussian_noise(num_steps=T), T=T, shape=SHAPE), 500)
     noise = draw(pattern(gaussian_noise(num_steps=T), T=T, shape=SHAPE, noise_std=1.0), 500) - z
     assert abs(np.corrcoef(z.ravel(), noise.ravel())[0, 1]) < 0.02

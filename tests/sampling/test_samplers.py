@@ -1,4 +1,4 @@
-"""Samplers with restorers whose right answer is known."""
+"""Samplers with restorers whose answer is known."""
 
 import itertools
 
@@ -39,17 +39,17 @@ def keys():
 
 
 def oracle(params, xt, t):
-    """R(xt, t) = x0: params *is* the answer."""
+    """Return x0, which is `params`: a perfect restorer."""
     return params
 
 
 def wrong(params, xt, t):
-    """Far from x0, and another answer at every step."""
+    """Return images far from x0, different at every step."""
     return 0.3 * xt + jnp.sin(3 * params) + t[:, None, None, None] / T
 
 
 def add_e(x0, t, key):
-    """D(x, s) = x + s e, e drawn from the key (section 3.3)."""
+    """Return D(x, s) = x + s e, with e drawn from the key (section 3.3)."""
     return x0 + jnp.float32(t) * 0.1 * jax.random.normal(key, x0.shape)
 
 
@@ -82,7 +82,7 @@ def test_tacos_forgives_a_wrong_restorer_and_naive_does_not(times, x0, keys):
 
 
 def test_each_sampler_is_its_algorithm(x0, keys):
-    """Against the paper's loops, written out in Python."""
+    """Compare with the paper's loops, written out in Python."""
     times = [10, 6, 3, 0]
     D = jax.vmap(BLUR, (0, None, 0))
     R = lambda x, s: wrong(x0, x, jnp.full(SHAPE[0], s))  # noqa: E731
@@ -100,17 +100,17 @@ def test_each_sampler_is_its_algorithm(x0, keys):
 
 @pytest.mark.parametrize("sampler", [tacos, ddim, ddpm])
 def test_noise_goes_to_x0_with_a_perfect_restorer(sampler, x0, keys):
-    """Fixed and estimated noise, from a prior that knows nothing of x0."""
+    """Start from a prior that does not depend on x0, with fixed and estimated noise."""
     xT = jax.vmap(pattern(NOISE, T=T, shape=SHAPE[1:]))(keys)
     found = sample(sampler, oracle, NOISE, x0, xT, keys, times_between(T, T))
-    # xT is D(0, T), not D(x0, T), and Algorithm 2 carries the difference along.
+    # xT is D(0, T), not D(x0, T), and Algorithm 2 keeps the difference.
     expected = (1 - np.sqrt(ABAR[T])) * x0 if sampler is tacos else x0
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("times", [list(range(T, -1, -1)), [10, 7, 2, 0]], ids=str)
 def test_algorithm_2_with_estimated_noise_is_ddim(times, x0, keys):
-    """Appendix A.6, every iterate; Algorithm 2 is written out in float64."""
+    """Compare every iterate with Algorithm 2, written out in float64 (appendix A.6)."""
     x = np.array(jax.random.normal(jax.random.key(1), SHAPE), np.float64)
     D = lambda x_hat, s, z: np.sqrt(ABAR[s]) * x_hat + np.sqrt(1 - ABAR[s]) * z  # noqa: E731
     expected = [x]
@@ -124,14 +124,14 @@ def test_algorithm_2_with_estimated_noise_is_ddim(times, x0, keys):
     np.testing.assert_allclose(iterates, np.stack(expected), atol=1e-5)
 
 
-BIG = (4, 64, 64, 3)  # 49,152 pixels: a standard deviation is known to a third of a percent
+BIG = (4, 64, 64, 3)  # 49,152 pixels give a standard deviation to a third of a percent
 
 
 @pytest.mark.parametrize(("s", "s_next"), [(10, 9), (7, 6), (3, 2), (2, 1), (9, 4), (10, 1)])
 def test_a_step_of_ddpm_draws_from_the_posterior(s, s_next):
-    """Appendix A.8: q(x_s' | x_s, x0) of Ho et al. 2020, equations 6 and 7, in float64."""
+    """Compare with q(x_s' | x_s, x0) of Ho et al. 2020, equations 6 and 7, in float64 (A.8)."""
     x0, x = 0.4, -0.7
-    alpha = ABAR[s] / ABAR[s_next]  # of this step
+    alpha = ABAR[s] / ABAR[s_next]  # α of this step
     beta = 1 - alpha
     mean = (np.sqrt(ABAR[s_next]) * beta * x0 + np.sqrt(alpha) * (1 - ABAR[s_next]) * x) / (
         1 - ABAR[s]
@@ -147,7 +147,7 @@ def test_a_step_of_ddpm_draws_from_the_posterior(s, s_next):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_whole_family_keeps_the_marginals(eta):
-    """Appendix A.8: for any σ, x_s is spread as D(x0, s, ·) is, if x̂ is right."""
+    """Check that for any σ x_s is distributed as D(x0, s, ·) if x̂ = x0 (appendix A.8)."""
     keys = image_keys(jax.random.key(3), 0, BIG[0])
     x0 = jnp.full(BIG, 0.4)
     xT = jax.vmap(NOISE, (0, None, 0))(x0, T, keys)

@@ -1,4 +1,4 @@
-"""Real processes, killed for real."""
+"""Faults: killed processes, damaged files, full disks, bad input."""
 
 import gc
 import logging
@@ -53,7 +53,7 @@ FLAGS = (
 
 
 def final_state(workdir):
-    """All that is saved at the end: parameters, their average, Adam's moments."""
+    """Return all saved arrays: parameters, their average, Adam's moments."""
     run = colddiff.load(workdir)
     with checkpoint.open_manager(workdir) as manager:
         like = init_state(run.experiment, create_mesh())
@@ -61,7 +61,7 @@ def final_state(workdir):
 
 
 def kill_in_training(workdir, text, count, seconds):
-    """Trains on, and kills it `seconds` after `text` has come; whether that was during a save."""
+    """Train, kill it `seconds` after the text; return whether that was during a save."""
     with start_main(*FLAGS, f"--workdir={workdir}") as process:
         wait_for(process, text, count)
         time.sleep(seconds)
@@ -72,9 +72,9 @@ def kill_in_training(workdir, text, count, seconds):
 
 @pytest.mark.slow
 def test_killed_25_times_and_resumed_is_bit_identical(tmp_path, pytestconfig):
-    """At random moments and, at least five times, in the middle of a save.
+    """Kill at random moments and, at least five times, during a save.
 
-    `--kill-seed=N` gives the same moments again.
+    `--kill-seed=N` repeats the moments.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run_main(*FLAGS, f"--workdir={whole}")
@@ -96,7 +96,7 @@ def test_killed_25_times_and_resumed_is_bit_identical(tmp_path, pytestconfig):
     assert "resuming from step" in done.stderr
     for a, b in zip(*map(final_state, (whole, killed)), strict=True):
         assert np.array_equal(a, b)
-    # Every step's loss, which its batch decides: each is there, and it is the same.
+    # A step's loss depends on its batch, so equal losses show that no batch was skipped.
     found, expected = (read_scalars(w / "tensorboard", "train/loss") for w in (killed, whole))
     assert list(expected) == list(range(1, STEPS + 1)) and found == expected
 
@@ -144,7 +144,7 @@ def test_a_signal_while_checkpoints_are_scored_saves_without_scores(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
-    """While the first is waiting for a step that takes long: this one is being compiled."""
+    """Send the second signal while the first waits for a step that is being compiled."""
     with start_main(*FLAGS, f"--workdir={tmp_path}") as process:
         wait_for(process, "parameters: ")
         process.send_signal(signal.SIGTERM)
@@ -154,9 +154,9 @@ def test_a_second_signal_ends_at_once(tmp_path):
 
 
 def damage(path, how):
-    """Cuts every file below `path` in half, or deletes it; or empties or deletes the arrays' alone.
+    """Cut all files below `path` in half or delete them; or empty or delete the arrays only.
 
-    Half a file of arrays may hold all of its values: the rest is older trees.
+    Arrays are not cut in half, because half of their file may hold all values.
     """
     files = [file for file in path.rglob("*") if file.is_file()]
     if how.startswith("arrays"):
@@ -184,7 +184,7 @@ def damage(path, how):
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(trained, config, part, how, tmp_path, caplog):
-    """Training goes on from the one before it, and makes it anew; what is damaged is kept aside."""
+    """Check that training resumes from the one before, and moves the damaged one aside."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     damage(workdir / "checkpoints" / "8" / part, how)
     config.train.num_steps = 9
@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over(trained, config, part, how, tmp_pat
     ("part", "how"), [("state", "arrays emptied"), ("ema_params", "arrays deleted")]
 )
 def test_damaged_arrays_are_passed_over(part, how, tmp_path):
-    """In processes of their own: of these, orbax's threads go on to complain."""
+    """Use subprocesses, because orbax's threads log errors after the test."""
     flags = (*TINY_FLAGS, "--mode=train", "--config.train.checkpoint_every=2")
     flags = (*flags, "--config.train.num_steps=4", f"--workdir={tmp_path}")
     assert run_main(*flags).returncode == 0
@@ -216,7 +216,7 @@ def test_damaged_arrays_are_passed_over(part, how, tmp_path):
 
 @pytest.mark.parametrize("item", ["state", "ema_params"])
 def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, caplog):
-    """One bit of one number, as a disk may flip it: the file itself still reads well."""
+    """Flip one bit of one number; the file itself can still be read."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     restore = ocp.CheckpointManager.restore
 
@@ -247,9 +247,9 @@ def test_a_flipped_bit_is_damage(trained, config, item, tmp_path, monkeypatch, c
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
-    """In the largest file of arrays, wherever it still decodes.
+    """Flip bits of the largest file of arrays.
 
-    Where it does not, orbax leaves reads behind that complain when they are collected.
+    If the file does not decode, orbax leaves reads behind that warn when they are collected.
     """
     config.train.num_steps = 3
     assert train(config, tmp_path / "run")
@@ -266,7 +266,7 @@ def test_a_flipped_bit_of_a_file_is_damage(config, tmp_path):
                 found = checkpoint.restore_ema(manager, like, 3)
             except UserError:
                 continue
-        # A bit that no array was made of.
+        # The flipped bit is not part of any array.
         assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(like)))
     gc.collect()
 
@@ -297,7 +297,7 @@ def test_a_disk_that_fails_costs_no_checkpoint(trained, config, tmp_path, monkey
     assert "resuming from step 8" in caplog.text and not (workdir / "damaged").exists()
 
 
-# Links lead round and round, until the files are put back: no pause is waited for.
+# Links form a loop, until the files are restored. `sleep` does not wait.
 FAILING = """
 import shutil, sys, types
 from colddiff.runtime import files
@@ -334,7 +334,7 @@ def test_a_disk_that_really_fails_costs_no_checkpoint(tmp_path):
 
 
 def test_a_workdir_is_one_process_s(config, tmp_path):
-    """The message names the other; a file that a killed one left behind is no lock."""
+    """Check that the message names the other process, and that an old file is no lock."""
     (tmp_path / "train.lock").write_text("process 1 on nowhere")
     with alone(tmp_path):
         holder = f"process {os.getpid()} on {socket.gethostname()}, since 20"
@@ -352,7 +352,7 @@ def test_a_workdir_is_one_process_s(config, tmp_path):
 
 @pytest.mark.parametrize("how", ["truncated", "deleted"])
 def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
-    """Their checkpoint is as good without them; that of a finished run is looked at too."""
+    """Check that their checkpoint can be loaded, and that a finished run is checked too."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     for step in (8, 6):
         scores = workdir / "checkpoints" / str(step) / "metrics"
@@ -374,7 +374,7 @@ def test_damaged_scores_are_passed_over(how, trained, config, tmp_path, caplog):
 
 
 def test_files_of_somebody_else_are_left(config, tmp_path):
-    """A workdir that is a folder of the user's, by mistake."""
+    """Use a folder of the user's as workdir, by mistake."""
     (tmp_path / "data.json").write_text('{"mine": 1}')
     with pytest.raises(UserError, match=r"data.json was not written by colddiff; use another"):
         train(config, tmp_path)
@@ -394,7 +394,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(trained, config, tmp_path)
 
 
 def test_a_diverged_run_names_the_step_and_keeps_its_images(config, tmp_path):
-    """The images are those of that step; the checkpoint from before stays the last."""
+    """Compare with the batch of that step; no later checkpoint is saved."""
     config.train.learning_rate = 1e30
     config.train.log_every, config.train.checkpoint_every = 4, 1
     with pytest.raises(UserError, match="the training diverged at step") as error:
@@ -410,7 +410,7 @@ def test_a_diverged_run_names_the_step_and_keeps_its_images(config, tmp_path):
 
 
 def test_other_images_are_refused(config, tmp_path):
-    """One was replaced by another of its name while the run was away."""
+    """Replace an image by another of the same name before the run resumes."""
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(20):
@@ -431,7 +431,7 @@ def test_other_images_are_refused(config, tmp_path):
 
 
 def test_a_prior_of_other_images_is_fitted_anew(tmp_path):
-    """The images changed, and `data.json` was deleted, as the message says."""
+    """Change the images and delete `data.json`, as the message says."""
     folder, workdir = tmp_path / "images", tmp_path / "run"
     folder.mkdir()
     means, mixtures = [], set()
@@ -456,7 +456,7 @@ def test_a_prior_of_other_images_is_fitted_anew(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 12 MiB."""
+    """Yield a file system of 12 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -471,7 +471,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-# Some file systems do not know how full they are: with quotas, or over a network.
+# With quotas, or over a network, a file system may not report how full it is.
 NO_FORESIGHT = """
 import shutil
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40)
@@ -497,7 +497,7 @@ def test_a_full_disk_is_said_and_earlier_checkpoints_stay(foreseen, small_disk):
 
 
 def write_bad_inputs(folder):
-    """Files that are not what they are called."""
+    """Write files whose content does not match their names."""
     (folder / "images" / "a").mkdir(parents=True)
     for name in ("0.png", "1.png"):
         (folder / "images" / name).write_text("no image")
@@ -509,7 +509,7 @@ def write_bad_inputs(folder):
     (cache / inception.FILE).write_bytes(b"PK\x03\x04 no weights")
 
 
-MALFORMED = {  # flags, what is said
+MALFORMED = {  # flags, message
     "flag": (["--workdr=x"], "Unknown command line flag 'workdr'"),
     "mode": (["--mode=trian"], "should be one of <train_and_evaluate|train|"),
     "argument": (["extra"], "unexpected argument 'extra'"),
@@ -574,14 +574,14 @@ def test_malformed_input_ends_clearly_and_changes_nothing(what, short_run, tmp_p
 
 @pytest.mark.slow
 def test_a_run_given_malformed_input_goes_on(short_run, tmp_path):
-    """Each test above sees its bytes unchanged."""
+    """Resume the run of the tests above, which left its files unchanged."""
     flags = (*SHORT, "--mode=train", "--config.train.num_steps=6")
     workdir = shutil.copytree(short_run, tmp_path / "run")
     done = run_main(*flags, f"--workdir={workdir}")
     assert done.returncode == 0 and "resuming from step 4" in done.stderr, done.stderr
 
 
-# Python tells of all it opens and makes; the checkpoints' arrays are written by C++ code.
+# Python's audit hook reports all files it writes, but not checkpoints' arrays, written in C++.
 WATCHED = """
 import os, sys
 sys.dont_write_bytecode = True
@@ -602,7 +602,7 @@ run()
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train_and_evaluate", "generate", "compare", "degrade"])
 def test_what_a_run_writes_is_in_its_workdir(mode, generator, tmp_path, monkeypatch):
-    """Or in the caches; whatever the config's texts are."""
+    """Allow the caches too; use texts in the config that name other folders."""
     workdir, cache = tmp_path / "run", tmp_path / "cache"
     monkeypatch.setenv("COLDDIFF_CACHE", str(cache))
     for variable in ("TMPDIR", "MPLCONFIGDIR"):

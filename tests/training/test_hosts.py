@@ -1,6 +1,6 @@
-"""Several processes on this machine, as several hosts would be; and states shared among devices.
+"""Several processes of this machine in place of hosts, and states sharded over devices.
 
-Every process is real, and joins the others over the loopback.
+The processes are real and connect over the loopback interface.
 """
 
 import json
@@ -32,7 +32,7 @@ from colddiff.runtime.errors import UserError
 
 FLAGS = (
     *TINY_FLAGS,
-    "--config.model.width=64",  # of 8, parts of kernels are so small that the index holds them
+    "--config.model.width=64",  # at width 8 shards are so small that the index file holds them
     "--config.train.num_steps=50",
     "--config.train.learning_rate=0.003",
     "--config.train.log_every=1",
@@ -40,7 +40,7 @@ FLAGS = (
 )
 
 
-# As on a TPU, where neighbours in the mesh may be of different hosts.
+# On a TPU, neighbouring devices of the mesh may belong to different hosts.
 INTERLEAVED = """
 import types, jax, numpy as np
 from jax.sharding import Mesh
@@ -57,9 +57,9 @@ run()
 
 
 def start_hosts(count, *args, devices=2, last=(), program=("-m", "small")):
-    """So many processes of one run, with so many devices each; each ends on leaving.
+    """Start `count` processes of one run, with `devices` each; end them when the block ends.
 
-    `last` are arguments of the last one alone.
+    `last` are arguments of the last process only.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,10 +72,10 @@ def start_hosts(count, *args, devices=2, last=(), program=("-m", "small")):
 
 
 def run_hosts(count, *args, **settings):
-    """Runs them to their end; stdout and stderr of each."""
+    """Run `count` processes to their end; return stdout and stderr of each."""
     with ExitStack() as stack:
         processes = [stack.enter_context(p) for p in start_hosts(count, *args, **settings)]
-        with ThreadPoolExecutor() as pool:  # at once: a full pipe would stop one, and so all
+        with ThreadPoolExecutor() as pool:  # read all at once: one full pipe would stop all
             said = list(pool.map(subprocess.Popen.communicate, processes))
     for p, (_, err) in zip(processes, said, strict=True):
         assert p.returncode == 0, err
@@ -83,7 +83,7 @@ def run_hosts(count, *args, **settings):
 
 
 def losses(workdir):
-    """Of every step, in full precision."""
+    """Return the loss of every step, in full precision."""
     found = read_scalars(workdir / "tensorboard", "train/loss")
     assert list(found) == list(range(1, 51))
     return np.array(list(found.values()))
@@ -91,11 +91,11 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    """50 steps on one device: what all others are measured by."""
+    """Return the workdir of 50 steps on one device, the reference for all others."""
     workdir = tmp_path_factory.mktemp("one")
     done = run_main(*FLAGS, "--mode=train", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    assert losses(workdir)[0] > 2 * losses(workdir)[-1]  # it learns
+    assert losses(workdir)[0] > 2 * losses(workdir)[-1]  # the loss falls
     return workdir
 
 
@@ -124,7 +124,7 @@ def test_states_shared_by_eight_devices_train_the_same(one_device, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_hosts(tmp_path_factory):
-    """The run of two hosts with two devices each, and what they said."""
+    """Return the workdir and the output of a run of two hosts with two devices each."""
     workdir = tmp_path_factory.mktemp("two")
     return workdir, run_hosts(2, *FLAGS, "--config.train.sample_every=25", f"--workdir={workdir}")
 
@@ -138,7 +138,7 @@ def test_two_hosts_train_the_same_and_one_of_them_tells(one_device, two_hosts):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     pictures = sorted((workdir / "samples").iterdir())
     assert [p.name for p in pictures] == ["0000025.png", "0000050.png"]
-    assert Image.open(pictures[0]).height < 3 * 100  # of two images, each once
+    assert Image.open(pictures[0]).height < 3 * 100  # two images, each once
     assert not list(workdir.glob("hosts-*"))
 
 
@@ -154,13 +154,13 @@ def test_a_checkpoint_of_two_hosts_goes_on_on_any_devices(one_device, two_hosts,
     t4 = jnp.full(4, 6)
     runs = [colddiff.load(w) for w in (tmp_path, one_device)]
     xT = jax.random.uniform(jax.random.key(0), (4, *runs[0].experiment.image_shape), minval=-1)
-    # Not the parameters: Adam takes steps of one size for gradients that are nothing but rounding.
+    # Not the parameters: Adam's steps have full size even if a gradient is only rounding.
     np.testing.assert_allclose(*(run.restore(run.params, xT, t4) for run in runs), atol=1e-3)
 
 
 @pytest.mark.slow
 def test_two_hosts_score_and_generate_as_one_does(generator, tmp_path):
-    """Scores to rounding, generated images bit for bit: they do not depend on the devices."""
+    """Compare scores up to rounding, and generated images bit for bit."""
     found = {}
     for name, hosts in (("one", 1), ("two", 2)):
         workdir = shutil.copytree(generator, tmp_path / name)
@@ -211,7 +211,7 @@ def test_a_host_with_an_error_of_its_own_does_not_wait_for_the_others(tmp_path):
         assert second.wait() == 2
 
 
-# What a shell runs in its background gets no Ctrl-C; the script must, whatever runs these tests.
+# A background process gets no Ctrl-C from the shell. The script must, however tests are run.
 INTERRUPTIBLE = """
 import os, signal, sys
 os.setsid()
@@ -221,7 +221,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def local_processes(*args):
-    """launch/local_processes.sh with two processes, in a session of its own."""
+    """Start launch/local_processes.sh with two processes, in its own session."""
     script = ["launch/local_processes.sh", "2", *args]
     return started(
         [sys.executable, "-c", INTERRUPTIBLE, *script],
@@ -232,11 +232,11 @@ def local_processes(*args):
 
 @pytest.mark.slow
 def test_the_script_for_processes_on_this_machine(tmp_path):
-    """It trains, hands Ctrl-C on, and ends with the code of the process that failed."""
+    """Check that it trains, passes Ctrl-C on, and returns the exit code of a failed process."""
     flags = (*FLAGS, *REAL_NETWORK, "--mode=train", f"--workdir={tmp_path}")
     with local_processes(*flags, "--config.train.num_steps=100000") as script:
         wait_for(script, "train 3/")
-        os.killpg(script.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(script.pid, signal.SIGINT)  # as a terminal would
         _, err = script.communicate()
         assert script.returncode == 0 and "stopped at step" in err, err
     with local_processes(*flags, "--config.train.batch_size=6") as script:
@@ -246,14 +246,14 @@ def test_the_script_for_processes_on_this_machine(tmp_path):
 
 @pytest.mark.slow
 def test_a_state_that_hosts_share(one_device, tmp_path):
-    """No host has all of it; it is trained, saved, evaluated, damaged where one reads, restored."""
+    """Train, save and evaluate with FSDP; damage the part of one host; resume."""
     flags = (*FLAGS, "--config.mesh.fsdp=4", f"--workdir={tmp_path}")
     [(out, _), _] = run_hosts(2, *flags)
     assert "| Degraded (xT) |" in out
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
     arrays = list((tmp_path / "checkpoints" / "50" / "state" / "ocdbt.process_1" / "d").iterdir())
     for file in arrays:
-        file.write_bytes(b"")  # half a file may hold all of its values: the rest is older trees
+        file.write_bytes(b"")  # half of the file may hold all values, so all is deleted
     [(_, err), _] = run_hosts(2, *flags, "--config.train.num_steps=52", "--mode=train")
     assert arrays and "resuming from step 25" in err
     assert (tmp_path / "damaged" / "50").is_dir()
@@ -279,7 +279,7 @@ def bytes_per_device(state):
 
 
 def test_devices_share_a_state(config):
-    """Of four devices each holds little more than a quarter: what cannot be split is small."""
+    """Check that each of four devices holds little more than a quarter."""
     config.mesh.fsdp = 4
     experiment = build(config)
     whole, parts = (init_state(experiment, create_mesh(n)) for n in (1, 4))
@@ -297,7 +297,7 @@ def test_devices_share_a_state(config):
 
 @pytest.mark.slow
 def test_eight_devices_hold_less_than_a_sixth_each():
-    """Of the demo's state, as the shards of its arrays say."""
+    """Add up the shards of the demo's state."""
     code = """
 import jax
 from colddiff.experiment.build import build

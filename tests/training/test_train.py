@@ -1,4 +1,4 @@
-"""The train step against a plain one, and runs that stop, go on and are refused."""
+"""The train step against a plain one, and runs that stop, resume and are refused."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def some_images(*shape, channels=1):
 
 
 def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
-    """Two accumulated batches equal one twice as large, computed without the library's step."""
+    """Compare two accumulated batches with one of twice the size, without the library's step."""
     config.train.accumulation = 2
     config.train.lr_schedule = "constant"
     config.train.ema_start = 0
@@ -71,7 +71,7 @@ def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-4)
 
     def close(a, b, grad):
-        clear = np.abs(grad) > 1e-5  # the first step of Adam is the sign of the gradient
+        clear = np.abs(grad) > 1e-5  # Adam's first step is the gradient's sign
         assert np.mean(clear) > 0.5 or np.max(np.abs(grad)) < 1e-5
         np.testing.assert_allclose(np.where(clear, a, 0), np.where(clear, b, 0), atol=2e-5)
 
@@ -82,7 +82,7 @@ def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
 
 
 def test_the_learning_rate_follows_its_schedule(config):
-    """Where the gradient is always 1, a step of Adam is the learning rate."""
+    """Use a gradient of 1, for which a step of Adam is the learning rate."""
     config.train.num_steps = 8
     cosine = (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
     for config.train.lr_schedule, shares in (("constant", np.ones(8)), ("cosine", cosine)):
@@ -95,9 +95,9 @@ def test_the_learning_rate_follows_its_schedule(config):
 
 
 def test_no_two_draws_of_training_share_a_key(config, monkeypatch):
-    """Corner, mirroring, severity and pattern of every image, and dropout of every batch.
+    """Record the keys of all draws, in two steps with each of two seeds.
 
-    Not in different steps, nor with different seeds.
+    Each image draws its corner, mirroring, severity and pattern; each batch draws its dropout.
     """
     config.data.update({"crop_margin": 2, "flip": True})
     config.train.update({"batch_size": 4, "accumulation": 2})
@@ -145,7 +145,7 @@ def test_the_seed_decides_the_order_of_the_images(config):
 
 
 class DropoutAlone(nn.Module):
-    """A restorer that compiles fast: one weight for each pair of channels, then dropout."""
+    """A restorer that compiles fast: a 1×1 convolution, then dropout."""
 
     rate: float = 0.5
 
@@ -155,9 +155,9 @@ class DropoutAlone(nn.Module):
 
 
 def test_every_step_draws_anew_and_dropout_acts(config):
-    """The losses of two steps with each of two seeds, computed without the library's step.
+    """Compare the losses of two steps with two seeds, without the library's step.
 
-    Patterns and dropout have a key each, of the seed and the step.
+    Patterns and dropout each have their own key, which depends on the seed and the step.
     """
     config.train.learning_rate = 0.0
     config.train.accumulation = 2
@@ -166,7 +166,7 @@ def test_every_step_draws_anew_and_dropout_acts(config):
 
     @jax.jit
     def plain(params, seed, step):
-        """Losses with dropout of its own key, with dropout of the patterns' key, and without."""
+        """Return losses with dropout of its own key, of the patterns' key, and without dropout."""
         step_key = jax.random.fold_in(jax.random.key(seed), step)
         pattern_key, dropout_key = jax.random.split(step_key)
         example = jax.vmap(make_example(experiment, experiment.degrade))
@@ -252,7 +252,7 @@ def test_the_network_is_shown_8_bits_if_the_config_says_so(config):
 
 
 def test_a_stopped_run_goes_on_bit_identically(trained, tmp_path):
-    """Stopped at its checkpoint of step 3, continued to 8."""
+    """Stop at the checkpoint of step 3, and resume to step 8."""
     partial = tiny_config()
     partial.train.num_steps = 3
     partial.train.lr_schedule = "constant"  # cosine depends on num_steps
@@ -298,7 +298,7 @@ def test_another_run_s_workdir_is_refused_and_untouched(trained):
 
 
 def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
-    """For loading, not for going on; how a bank lies on the devices is free."""
+    """Check that places may change for loading, but not on resume; a bank may be resharded."""
     function = "def f(*, num_steps):\n    return lambda x0, t, key: x0 * (1 - t / num_steps)\n"
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
@@ -351,7 +351,7 @@ def test_what_a_degradation_is_made_of_may_have_moved(config, tmp_path):
     ids=str,
 )
 def test_what_may_change_when_a_run_goes_on(config, tmp_path, changes, refused, caplog):
-    """Not the order of the data, nor what its state means. What may is said, for each field."""
+    """Check that a change is either refused, or logged for each field."""
     saved = config.copy_and_resolve_references()
     config.train.update(changes)
     if refused:
@@ -365,7 +365,7 @@ def test_what_may_change_when_a_run_goes_on(config, tmp_path, changes, refused, 
 
 
 def test_what_the_images_and_the_model_are_may_not_change(config, tmp_path):
-    """The images may change when a run is loaded, but not their shape and their levels."""
+    """Check that a loaded run may have other images, but not another shape or 8-bit setting."""
     model = {"data.channels": 3, "data.image_size": 32, "data.eight_bit": True, "model.width": 16}
     images = {
         "data.source": "color_digits",
@@ -396,7 +396,7 @@ def test_another_image_among_a_few_is_noticed(config, tmp_path):
 
 
 def test_one_batch_of_two_is_the_same_step_as_two_of_one(config):
-    """So that a smaller batch with more accumulation may go on: same images, patterns, gradient."""
+    """Check the images, patterns and gradient, because this change is allowed on resume."""
     found, images = [], some_images(8, 16, 16)
     for accumulation in (1, 2):
         config.train.accumulation, config.train.batch_size = accumulation, 8 // accumulation
@@ -409,7 +409,7 @@ def test_one_batch_of_two_is_the_same_step_as_two_of_one(config):
 
 
 def test_a_config_of_an_earlier_version_goes_on(config, tmp_path):
-    """It has no data.background, which then was black."""
+    """Remove data.background from the saved config; black is its default."""
     saved = config.copy_and_resolve_references()
     with saved.unlocked():
         del saved.data.background
@@ -420,7 +420,7 @@ def test_a_config_of_an_earlier_version_goes_on(config, tmp_path):
 
 
 def test_train_step_and_sampler_compile_once(tmp_path, compiled):
-    """Over a run with pictures, checkpoints, a last partial batch of evaluation and two samples."""
+    """Include pictures, checkpoints, a partial last batch of evaluation, and two samples."""
     config = tiny_config()
     config.train.sample_every = 2
     train(config, tmp_path)
@@ -450,7 +450,7 @@ def test_what_training_leaves_to_look_at(tmp_path):
         assert [p.name for p in pictures] == ["0000004.png", "0000008.png"]
         assert np.asarray(Image.open(pictures[0])).std() > 10
     run = colddiff.load(tmp_path)
-    x0 = to_uint8(run.generate(run.params, range(8)))  # of 3² one batch of evaluation
+    x0 = to_uint8(run.generate(run.params, range(8)))  # at most 3², because of eval.batch_size
     shown = np.asarray(Image.open(pictures[1]))
     assert shown.shape == (3 * 66 + 2, 3 * 66 + 2, 3)
     corners = shown[2::66, 2::66, 0][:3, :3].astype(int).ravel()
@@ -459,13 +459,13 @@ def test_what_training_leaves_to_look_at(tmp_path):
 
 @pytest.mark.parametrize("best", ["tacos/rmse", pytest.param("tacos/ssim", marks=pytest.mark.slow)])
 def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeypatch):
-    """The scores are made up: from step 4 on it gets worse. It goes on from step 4 at the end."""
+    """Use invented scores that fall after step 4; at the end, resume from step 4."""
     config = tiny_config()
     config.train.checkpoint_every = 2
     config.train.checkpoints_kept = 1
     config.train.scored = 5
     config.train.best = best
-    (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # another's
+    (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # old scores
 
     def made_up(run, *, truth, counts, between):
         step, params = run.step, run.params
@@ -486,7 +486,7 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     assert colddiff.load(tmp_path, step="best").step == 4
     last = colddiff.load(tmp_path)
     assert last.step == 8 and [step for step, _ in seen] == [2, 4, 6, 8]
-    assert equal(seen[-1][1], last.params)  # the averaged ones
+    assert equal(seen[-1][1], last.params)  # the averaged parameters
 
     evolution = json.loads((tmp_path / "evolution.json").read_text())
     assert evolution["num_images"] == 5
@@ -498,7 +498,7 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
 
     shutil.rmtree(tmp_path / "checkpoints" / "8")
     config.train.num_steps = 5
-    config.train.best = "direct/rmse"  # which the checkpoint of step 4 does not know
+    config.train.best = "direct/rmse"  # the checkpoint of step 4 has no such score
     train(config, tmp_path)
     evolution = json.loads((tmp_path / "evolution.json").read_text())
     assert list(evolution["scores"]) == ["2", "4", "5"]
@@ -507,7 +507,7 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
 
 
 def test_the_best_checkpoint_has_the_highest_ssim_or_psnr_or_the_lowest_error(config, tmp_path):
-    """Step 2 is, of 1, 2 and 3: neither the first nor the last."""
+    """Make step 2 of 1, 2 and 3 the best, neither the first nor the last."""
     with checkpoint.open_manager(tmp_path, keep=3, best="tacos/rmse") as manager:
         for step, off in ((1, 0.3), (2, 0.1), (3, 0.2)):
             scores = {"tacos/rmse": off, "tacos/fd/pca": 9 * off, "tacos/kd/pca": off - 0.2}
@@ -566,7 +566,7 @@ def test_as_many_checkpoints_as_wanted_are_kept(tmp_path):
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
-    """Purged from the step after the checkpoint on, and written out with every checkpoint."""
+    """Check that later events are purged on resume, and flushed with every checkpoint."""
     config = tiny_config()
     config.train.num_steps = 3
     train(config, tmp_path)
