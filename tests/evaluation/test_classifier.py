@@ -1,6 +1,7 @@
 """The classifier: its accuracy on real images, its file, and its features."""
 
 import json
+from functools import cache
 
 import jax
 import numpy as np
@@ -32,13 +33,14 @@ def digits(folder):
 
 
 @pytest.fixture
-def quick(tmp_path):
+def quick(tmp_path, monkeypatch):
     """Return the file of a barely trained classifier, and the function that loads it."""
 
     def load(**changes):
         wanted = DIGITS | {"size": 8, "folder": tmp_path, "settings": QUICK} | changes
         return classifier.load(wanted.pop("source", "digits"), **wanted)
 
+    monkeypatch.setattr(sources, "load_labelled", cache(sources.load_labelled))
     load()
     (path,) = tmp_path.iterdir()
     return path, load
@@ -82,6 +84,7 @@ def test_a_second_load_reads_the_file(digits, folder, monkeypatch):
 def test_every_setting_has_a_file_of_its_own(quick, monkeypatch):
     path, load = quick
     monkeypatch.setattr(classifier, "train", untrained)
+    monkeypatch.setattr(classifier, "accuracy", lambda *_: 0.1)
     others = [
         {"source": "color_digits"},
         {"train_split": "test"},

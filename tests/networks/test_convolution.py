@@ -195,8 +195,8 @@ def test_initial_parameters(network):
     """Check for distinct kernels, uniform on ±1/√fan_in, biases of 0 and scales of 1."""
     model = network(channels=1, width=16, multipliers=(1, 2))
     x, t = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
-    params = jax.jit(lambda key: init_params(model, key, x, t))(jax.random.key(0))
-    seen = []
+    initial = jax.jit(lambda key: init_params(model, key, x, t))
+    params, seen = initial(jax.random.key(0)), []
     for path, leaf in jax.tree.leaves_with_path(params):
         kind = path[-1].key
         if kind != "kernel":
@@ -209,5 +209,5 @@ def test_initial_parameters(network):
             assert np.std(leaf) == pytest.approx(bound / 3**0.5, rel=0.1)
         seen.append(float(leaf.ravel()[0]) / bound)
     assert len(set(seen)) == len(seen)
-    again = jax.jit(lambda key: init_params(model, key, x, t))(jax.random.key(1))
+    again = initial(jax.random.key(1))
     assert not np.array_equal(again["Conv_0"]["kernel"], params["Conv_0"]["kernel"])
