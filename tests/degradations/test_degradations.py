@@ -207,7 +207,7 @@ ON_CIFAR10 = [c for c in CONFIGS if c.endswith("_cifar10")]
 @pytest.mark.parametrize("config_name", [*ON_CIFAR10, "noise_celeba", "animorph_celeba"])
 def test_severity_grows_on_cifar10(config_name, real_data):
     config = importlib.import_module(f"configs.{config_name}").get_config()
-    config.data.image_size = 32
+    config.model, config.data.image_size = tiny_config().model, 32
     if config_name == "animorph_celeba":
         config.degradation.bank.update({"source": "tfds:cifar10", "limit": 1000})
     images = sources.load("tfds:cifar10", "test", size=32, channels=3, limit=10)
