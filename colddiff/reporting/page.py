@@ -1,7 +1,8 @@
 """One self-contained HTML page of tables, pictures and animations from xT to x0.
 
-It opens offline. Without JavaScript an animation shows its last frame. Callers decide what the
-values mean and where the page is written.
+It opens offline. An animation begins at its first frame; without JavaScript it shows its last. On a
+phone each row of a table becomes a list. Callers decide what the values mean and where the page is
+written.
 """
 
 import base64
@@ -36,12 +37,16 @@ class Picture(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """An animation from xT to x0: frame i, uint8 `[H, W, 3]`, shows severity `times[i]`."""
+    """An animation from xT to x0: frame i, uint8 `[H, W, 3]`, shows severity `times[i]`.
+
+    `beside` holds pictures of the frames' size, with captions, that stand still beside it.
+    """
 
     title: str
     times: Sequence[int]
     frames: Sequence[np.ndarray]
     note: str = ""
+    beside: Sequence[tuple[str, np.ndarray]] = ()
 
 
 def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: str = "") -> str:
@@ -53,7 +58,7 @@ def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: 
         or not one time for each frame.
     """
     body = "\n".join(_section(i, section) for i, section in enumerate(sections))
-    style = _STYLE + "".join(_true_pixels(width) for width in sorted(_widths(sections)))
+    style = _STYLE + "".join(_true_pixels(*place) for place in sorted(_places(sections)))
     # The policy makes the browser refuse all requests and all other scripts.
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(_SCRIPT)}"
@@ -104,7 +109,7 @@ def _table(i: int, table: Table) -> str:
                 f"got {list(row)}"
             )
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.header)
-    body = "\n".join(_row(row) for row in table.rows)
+    body = "\n".join(_row(row, table.header) for row in table.rows)
     # The arrow keys scroll the box only if it can have the focus.
     return f"""<div class="box" tabindex="0" role="region" aria-labelledby="h{i}"><table>
 <thead><tr>{head}</tr></thead>
@@ -113,9 +118,12 @@ def _table(i: int, table: Table) -> str:
 </tbody></table></div>"""
 
 
-def _row(texts: Sequence[str]) -> str:
+def _row(texts: Sequence[str], header: Sequence[str]) -> str:
     first = f'<th scope="row">{escape(texts[0])}</th>'
-    rest = "".join(f"<td>{escape(text)}</td>" for text in texts[1:])
+    rest = "".join(
+        f'<td data-label="{escape(label)}">{escape(text)}</td>'
+        for label, text in zip(header[1:], texts[1:], strict=True)
+    )
     return f"<tr>{first}{rest}</tr>"
 
 
@@ -135,11 +143,18 @@ def _walk(i: int, walk: Walk) -> str:
         _image(walk.title, frame, f"{walk.title}, t = {t}", f'data-t="{t}"', hidden=j < last)
         for j, (t, frame) in enumerate(zip(times, walk.frames, strict=True))
     )
+    still = "\n".join(
+        f"<figure>{_image(walk.title, image, text)}<figcaption>{escape(text)}</figcaption></figure>"
+        for text, image in walk.beside
+    )
     return f"""<div class="walk">
-{images}
+<div class="frames">
+<figure>{images}</figure>
+{still}
+</div>
 <div class="controls" hidden>
 <button type="button" aria-describedby="h{i}">Play</button>
-<input type="range" min="0" max="{last}" value="{last}" aria-label="{escape(walk.title)}">
+<input type="range" min="0" max="{last}" value="0" aria-label="{escape(walk.title)}">
 <output aria-live="off"></output>
 </div>
 </div>"""
@@ -166,24 +181,36 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
-def _widths(sections: Sequence[Table | Picture | Walk]) -> set[int]:
-    pictures = [section.image for section in sections if isinstance(section, Picture)]
-    pictures += [section.frames[0] for section in sections if isinstance(section, Walk)]
-    return {np.shape(picture)[1] for picture in pictures}
+def _places(sections: Sequence[Table | Picture | Walk]) -> set[tuple[str, int, int]]:
+    """Return the images' CSS selectors, their widths, and the widths that the page needs for them.
+
+    The pictures beside a walk take as much room as its frames.
+    """
+    places = set()
+    for section in sections:
+        if isinstance(section, Picture):
+            width = np.shape(section.image)[1]
+            places.add(("section > img", width, width))
+        elif isinstance(section, Walk):
+            width = np.shape(section.frames[0])[1]
+            places.add((".walk img", width, width + len(section.beside) * (width + _GAP)))
+    return places
 
 
-def _true_pixels(width: int) -> str:
+def _true_pixels(selector: str, width: int, needed: int) -> str:
     """Return CSS that shows pixels with sharp edges where images of this width fit into the page.
 
     Images that are scaled down are smoothed instead, so that letters in them stay legible.
     """
-    rule = f'img[width="{width}"] {{ image-rendering: pixelated }}'
-    return f"@container (min-width: {width}px) {{ {rule} }}\n"
+    rule = f'{selector}[width="{width}"] {{ image-rendering: pixelated }}'
+    return f"@container (min-width: {needed}px) {{ {rule} }}\n"
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
+
+_GAP = 16  # pixels between the pictures of a walk; the style's 1rem
 
 _STYLE = """
 :root { --page: #fff; --ink: #1b1e23; --soft: #5c636d; --line: #d9dce1; --accent: #0b62b0 }
@@ -208,6 +235,22 @@ th:first-child { position: sticky; left: 0; padding: .5rem .5rem .5rem 0; text-a
   background: var(--page); font-weight: 400; white-space: normal; min-width: 8rem }
 thead th, thead th:first-child { border-bottom-color: var(--soft); font-weight: 600;
   vertical-align: bottom; white-space: normal; max-width: 10rem }
+@container (max-width: 32rem) {
+  thead { display: none }
+  tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line) }
+  th:first-child { display: block; position: static; padding: 0; border: 0; font-weight: 600 }
+  td { display: flex; justify-content: space-between; gap: 1.5rem; padding: .1rem 0; border: 0 }
+  td::before { content: attr(data-label); color: var(--soft); text-align: left;
+    white-space: normal }
+}
+.frames { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, max-content);
+  gap: 1rem; justify-content: start }
+@container (max-width: 32rem) {
+  .frames { grid-auto-flow: row; grid-template-columns: 1fr 1fr }
+  figure:first-child { grid-column: 1 / -1 }
+}
+figure { margin: 0 }
+figcaption { color: var(--soft); font-size: .9375rem }
 .controls { display: flex; align-items: center; gap: .75rem; max-width: 36rem; margin-top: .5rem }
 input { flex: 1; min-width: 4rem; height: 2.75rem; margin: 0; accent-color: var(--accent);
   cursor: pointer }
@@ -219,7 +262,7 @@ output { min-width: 4.5rem; white-space: nowrap }
 _SCRIPT = """
 "use strict";
 for (const walk of document.querySelectorAll(".walk")) {
-  const frames = [...walk.querySelectorAll("img")];
+  const frames = [...walk.querySelectorAll("img[data-t]")];
   const [button, slider, time] = walk.querySelectorAll("button, input, output");
   let timer = 0;
   const show = () => {

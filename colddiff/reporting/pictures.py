@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from colddiff.experiment.build import Experiment, make_sampler
-from colddiff.images import from_uint8, grid
+from colddiff.images import from_uint8, grid, mosaic
 from colddiff.inference.run import Run, degrade_and_restore
 from colddiff.runtime.devices import create_mesh, replicate, to_host
 from colddiff.sampling.samplers import image_keys, marks_of, times_between
@@ -56,6 +56,22 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
     titles = ["x0", f"xT, T={run.T}", "direct"]
     titles += [f"{run.config.sampler.name} t={known.times[place]}" for place in places[1:]]
     return grid([to_host(c) for c in columns], titles)
+
+
+def animation(images: np.ndarray, known: Walk) -> list[np.ndarray]:
+    """Draw each iterate of a walk between xT and x0, with captions.
+
+    Args:
+      images: x0, uint8 `[B, H, W, C]`.
+      known: the iterates of these images (`record_walk`).
+
+    Returns:
+      A frame for each time, uint8 `[height, width, 3]`, for a GIF.
+    """
+    xT, x0 = mosaic(known.iterates[0], caption="xT"), mosaic(images, caption="x0")
+    captioned = zip(known.iterates, known.times, strict=True)
+    between = (mosaic(x, caption=f"t = {t}") for x, t in captioned)
+    return [np.concatenate([xT, frame, x0], axis=1) for frame in between]
 
 
 def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarray) -> np.ndarray:

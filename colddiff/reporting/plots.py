@@ -9,12 +9,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from colddiff.runtime.errors import UserError
 
 _INCHES, _DPI = (9.0, 5.6), 100
 _LETTERS = 75  # per line of text
+_AXIS = 780  # pixels of the x axis, about
+_DIGIT, _LINE = 11, 19  # pixels that a tick's label takes, per digit and across
 # Okabe & Ito 2008, distinct for the colour-blind; without yellow, which is too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKERS = "osD^vp<>"  # 8 markers × 7 colours: the first 56 series differ
@@ -31,7 +33,7 @@ def curves(
 ) -> np.ndarray:
     """Draw a line with markers through the points of each series, in the order given.
 
-    All texts are plain: `$` does not begin mathematics.
+    All texts are plain: `$` does not begin mathematics. If all x are whole numbers, so are the ticks.
 
     Args:
       series: points (x, y) by name. Points that are not finite and, with `log_x`, points with
@@ -39,7 +41,7 @@ def curves(
       title: text above the axes.
       x_label: text of the x axis.
       y_label: text of the y axis.
-      log_x: whether the x axis is logarithmic.
+      log_x: whether the x axis is logarithmic, with a tick at every point.
 
     Returns:
       One picture, uint8 `[560, 900, 3]`.
@@ -57,8 +59,12 @@ def curves(
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _dress(axes)
+    x = np.unique(np.concatenate([xy[:, 0] for xy in points.values()]))
     if log_x:
-        _log_axis(axes, np.concatenate([xy[:, 0] for xy in points.values()]))
+        _log_axis(axes, x)
+    elif (x == x.round()).all():
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_title(textwrap.fill(title, _LETTERS), parse_math=False, size=15, color=_INK, pad=12)
     axes.set_xlabel(x_label, parse_math=False, size=13, color=_INK)
     axes.set_ylabel(y_label, parse_math=False, size=13, color=_INK)
@@ -90,11 +96,23 @@ def _points(name: str, pairs: Sequence[tuple[float, float]], log_x: bool) -> np.
 
 
 def _log_axis(axes: Axes, x: np.ndarray) -> None:
-    """Make x logarithmic, with ticks at 1, 2, 5, 10, ..., or over many decades at powers of ten."""
+    """Make x logarithmic, with a tick and a label at each of `x`, which increase.
+
+    Labels that would overlap are turned by 90°. Where they would overlap even so, only the larger
+    x has a label.
+    """
+    places = _AXIS * np.log(x / x[0]) / max(np.log(x[-1] / x[0]), 1e-9)
+    texts = [f"{value:g}" for value in x]
+    widths = np.array([_DIGIT * len(text) for text in texts])
+    crowded = (np.diff(places) < (widths[1:] + widths[:-1]) / 2).any()
+    free = np.inf
+    for i in reversed(range(len(x))) if crowded else ():
+        if free - places[i] < _LINE:
+            texts[i] = ""
+        else:
+            free = places[i]
     axes.set_xscale("log")
-    few = x.max() <= 1000 * x.min()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xticks(x, texts, rotation=90 if crowded else 0)
     axes.xaxis.set_minor_locator(NullLocator())
 
 

@@ -6,6 +6,7 @@ scores.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from colddiff.evaluation.evaluate import Report, Row, load_test_images
 from colddiff.images import mosaic
 from colddiff.inference.run import Run
 from colddiff.reporting import page, plots
-from colddiff.reporting.pictures import picture, record_walk
+from colddiff.reporting.pictures import animation, picture, record_walk
 from colddiff.runtime.devices import is_first_host
 from colddiff.runtime.files import (
     as_json,
     markdown_table,
     read_json,
+    save_gif,
     save_png,
     write_json,
     write_text,
@@ -37,6 +39,8 @@ TITLES = {
 }
 _FRAMES = 50  # largest number of frames of the page's walk
 _NOTHING = "–"
+# Last and with its space's name, so that nobody compares it with an FD in another space.
+_PAPER_FID = "FID of Inception, the paper"
 
 
 def headline(report: Report) -> str:
@@ -67,7 +71,7 @@ def table(reports: Mapping[str, Report]) -> page.Table:
         header += [f"FD, {space}", f"KD, {space}"]
         header += [f"FD at n = {n}, {space}" for n in counts[space]]
     header += ["SSIM", "RMSE", "PSNR (dB)", "ms / image"]
-    header += ["paper: FID", "SSIM", "RMSE"] if papers else []
+    header += ["SSIM, the paper", "RMSE, the paper", _PAPER_FID] if papers else []
     rows = []
     for title, report in reports.items():
         for row in report.rows:
@@ -78,8 +82,8 @@ def table(reports: Mapping[str, Report]) -> page.Table:
             if papers:
                 theirs = row.name in ("degraded", "direct") or row.steps == report.T
                 said = report.paper.get(row.name) if theirs else None
-                said = said or [None] * 3
-                cells += [_number(said[0], 2), _number(said[1], 3), _number(said[2], 3)]
+                fid, ssim, rmse = said or [None] * 3
+                cells += [_number(ssim, 3), _number(rmse, 3), _number(fid, 2)]
             rows.append(cells)
     # With one run, the page already shows the headline as its subtitle.
     note = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
@@ -184,9 +188,10 @@ def _name(kind: str) -> str:
 
 
 def write(report: Report, run: Run, *, name: str = "report") -> Path:
-    """Write NAME.json, NAME.md and NAME.html, and samples.png if anything was restored.
+    """Write NAME.json, NAME.md and NAME.html.
 
-    All hosts must call it; the first host writes.
+    If anything was restored, also write samples.png, and restoration.gif with the walk from xT to
+    x0. All hosts must call it; the first host writes.
 
     Args:
       report: the scores.
@@ -199,7 +204,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
     workdir = run.workdir
     folder = workdir / "evaluation" / f"{report.step:07d}"
     reports = {workdir.name: report}
-    sections, pictures = [table(reports)], {}
+    sections, pictures, frames = [table(reports)], {}, []
     if name.startswith("study"):
         for kind, plot in study_plots(report).items():
             pictures[f"{name}-{file_name(kind)}.png"] = plot
@@ -208,8 +213,11 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
         images = load_test_images(run.config, run.config.eval.pictures)
         way = record_walk(run, images, _FRAMES)
         pictures["samples.png"] = samples = picture(run, images, way)
+        frames = animation(images, way)
         title = f"From xT to x0: {TITLES[run.config.sampler.name]}"
-        sections.append(page.Walk(title, way.times, [mosaic(x) for x in way.iterates]))
+        iterates = [mosaic(x) for x in way.iterates]
+        ends = (("x0", mosaic(images)), ("xT", iterates[0]))
+        sections.append(page.Walk(title, way.times, iterates, beside=ends))
         sections.append(page.Picture("Restored images", samples))
     if not is_first_host():
         return folder
@@ -219,6 +227,8 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
             sections.append(page.Picture(f"{_name(kind)} in training", plot))
     for file, image in pictures.items():
         save_png(folder / file, image)
+    if frames:
+        save_gif(folder / "restoration.gif", frames)
     write_json(folder / f"{name}.json", as_json(report))
     write_text(folder / f"{name}.md", markdown(reports))
     text = page.render(workdir.name, sections, subtitle=headline(report))
@@ -236,5 +246,5 @@ def write_table(reports: Mapping[str, Report], folder: Path) -> None:
 
 
 def file_name(text: str) -> str:
-    """Return the text as a file name: lower case, `_` in place of all but letters and digits."""
-    return "".join(c if c.isalnum() else "_" for c in text.lower())
+    """Return the text as an ASCII file name: lower case, `_` in place of all but a-z and 0-9."""
+    return re.sub("[^a-z0-9]+", "_", text.lower()).strip("_")
