@@ -1,6 +1,7 @@
-"""Animorphosis: coloured digits from white ones, minutes on a CPU (paper, section 5.3).
+r"""Animorphosis: coloured digits from white ones, minutes on a CPU (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_animorph_digits.py --workdir runs/animorph
+    python -m colddiff.main \
+      --config configs/generate_animorph_digits.py --workdir runs/generate_animorph_digits
 
 This command trains; the same command with --mode=generate then generates images. This experiment is
 not in the paper. It uses the network and training of configs/generate_noise_digits.py.

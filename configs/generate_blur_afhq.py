@@ -1,6 +1,6 @@
 """Generation of AFHQ at 128² from blur (paper, section 5.2; appendix A.7).
 
-    python -m colddiff.main --config configs/generate_blur_afhq.py --workdir runs/from_blur_afhq
+    python -m colddiff.main --config configs/generate_blur_afhq.py --workdir runs/generate_blur_afhq
 
 xT is as in configs/generate_blur_celeba.py. Data: AFHQ in its released layout, a folder with
 `train` and `val` in it, in data/afhq; for another folder add --config.data.source=folder:PATH.

@@ -1,6 +1,7 @@
-"""Generation of CelebA at 128² from blur (paper, section 5.2; appendix A.7).
+r"""Generation of CelebA at 128² from blur (paper, section 5.2; appendix A.7).
 
-    python -m colddiff.main --config configs/generate_blur_celeba.py --workdir runs/from_blur
+    python -m colddiff.main \
+      --config configs/generate_blur_celeba.py --workdir runs/generate_blur_celeba
 
 xT is a constant image plus noise. Its colour is drawn from a Gaussian fitted to the images' channel
 means. The noise breaks the symmetry and is finer than 8-bit levels. Data: as for

@@ -1,6 +1,7 @@
-"""Generation of digits from blur, minutes on a CPU (paper, section 5.2).
+r"""Generation of digits from blur, minutes on a CPU (paper, section 5.2).
 
-    python -m colddiff.main --config configs/generate_blur_digits.py --workdir runs/blur
+    python -m colddiff.main \
+      --config configs/generate_blur_digits.py --workdir runs/generate_blur_digits
 
 This command trains; the same command with --mode=generate then generates images. This experiment is
 not in the paper. It uses the network and training of configs/generate_noise_digits.py.

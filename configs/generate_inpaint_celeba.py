@@ -1,6 +1,7 @@
-"""Generation of CelebA at 128² from a colour mask (paper, section 5.3).
+r"""Generation of CelebA at 128² from a colour mask (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_inpaint_celeba.py --workdir runs/from_masks
+    python -m colddiff.main \
+      --config configs/generate_inpaint_celeba.py --workdir runs/generate_inpaint_celeba
 
 The mask closes from the edges to the centre, so that one random colour is left at T. Data: as for
 configs/blur_celeba.py, which says how to use a folder of your own. Cost: 700,000 steps of 2 × 32

@@ -1,6 +1,7 @@
-"""Generation of digits from a colour mask, minutes on a CPU (paper, section 5.3).
+r"""Generation of digits from a colour mask, minutes on a CPU (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_inpaint_digits.py --workdir runs/inpaint
+    python -m colddiff.main \
+      --config configs/generate_inpaint_digits.py --workdir runs/generate_inpaint_digits
 
 This command trains; the same command with --mode=generate then generates images. This experiment is
 not in the paper. It uses the network and training of configs/generate_noise_digits.py.

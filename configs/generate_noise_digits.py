@@ -1,6 +1,7 @@
-"""Hot diffusion: generation of digits from noise, minutes on a CPU (paper, section 5.1).
+r"""Hot diffusion: generation of digits from noise, minutes on a CPU (paper, section 5.1).
 
-    python -m colddiff.main --config configs/generate_noise_digits.py --workdir runs/noise
+    python -m colddiff.main \
+      --config configs/generate_noise_digits.py --workdir runs/generate_noise_digits
 
 This command trains; the same command with --mode=generate then generates images. This experiment is
 not in the paper. It uses the network of configs/blur_digits.py on images of 16² that are shifted by

@@ -1,6 +1,7 @@
-"""Generation of CelebA at 128² from 2² pixels (paper, section 5.3).
+r"""Generation of CelebA at 128² from 2² pixels (paper, section 5.3).
 
-    python -m colddiff.main --config configs/generate_superres_celeba.py --workdir runs/from_pixels
+    python -m colddiff.main \
+      --config configs/generate_superres_celeba.py --workdir runs/generate_superres_celeba
 
 The restorer is that of configs/superres_celeba.py. xT is drawn from a Gaussian over the 2 × 2 × 3
 values that are left at T. Data: as for configs/blur_celeba.py, which says how to use a folder of

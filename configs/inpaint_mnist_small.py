@@ -1,6 +1,7 @@
-"""Inpainting of MNIST with a small network, within an hour on a CPU (paper, Table 2, row MNIST).
+r"""Inpainting of MNIST with a small network, within an hour on a CPU (paper, Table 2, row MNIST).
 
-    python -m colddiff.main --config configs/inpaint_mnist_small.py --workdir runs/inpaint_small
+    python -m colddiff.main \
+      --config configs/inpaint_mnist_small.py --workdir runs/inpaint_mnist_small
 
 The data and the degradation are as in configs/inpaint_mnist.py, the network and the training as in
 configs/blur_digits.py: 1.1 M parameters instead of 56.6 M, and 1,000 steps of 32 images instead of

@@ -1,6 +1,7 @@
-"""Super-resolution of MNIST with a small network, within an hour on a CPU (Table 3, row MNIST).
+r"""Super-resolution of MNIST with a small network, within an hour on a CPU (Table 3, row MNIST).
 
-    python -m colddiff.main --config configs/superres_mnist_small.py --workdir runs/superres_small
+    python -m colddiff.main \
+      --config configs/superres_mnist_small.py --workdir runs/superres_mnist_small
 
 The data and the degradation are as in configs/superres_mnist.py, the network and the training as in
 configs/inpaint_mnist_small.py: 1.1 M parameters instead of 56.6 M, and 2,000 steps of 32 images

@@ -3,7 +3,7 @@
 #
 #     launch/tpu_pod.sh create                  creates the slice
 #     launch/tpu_pod.sh install                 installs this repository's last commit and packages, on all workers
-#     launch/tpu_pod.sh run --config configs/blur_celeba.py --workdir /mnt/runs/blur
+#     launch/tpu_pod.sh run --config configs/blur_celeba.py --workdir /mnt/runs/blur_celeba
 #     launch/tpu_pod.sh log                     follows the first worker's log
 #     launch/tpu_pod.sh stop                    saves and ends; the same `run` resumes
 #     launch/tpu_pod.sh delete                  deletes the slice, which costs money until then

@@ -1,11 +1,13 @@
-"""The code in the README runs, and the README names existing configs and files."""
+"""The code in the README runs; what the documents name exists; a run has one name everywhere."""
 
 import itertools
+import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import CONFIGS, ROOT
 
 from colddiff.experiment.build import build
@@ -47,8 +49,67 @@ def test_every_config_is_in_its_table():
 
 
 def test_every_file_it_names_exists():
-    text = (ROOT / "README.md").read_text()
-    names = re.findall(r"\]\(([\w/.]+)\)", text) + re.findall(r"(?:configs|launch)/\w+\.\w+", text)
+    names = set(re.findall(r"(?:configs|launch)/\w+\.\w+", (ROOT / "README.md").read_text()))
     assert len(names) > 8
-    for name in set(names) - {"configs/dim_digits.py"}:  # a file that the reader writes
+    for name in names - {"configs/dim_digits.py"}:  # a file that the reader writes
         assert (ROOT / name).exists(), name
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(path):
+    """Return the anchors of a document's headings, as GitHub names them."""
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    titles = re.findall(r"^#+ (.+)$", prose, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        file, _, anchor = link.partition("#")
+        if file.startswith(("http:", "https:")):
+            continue
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_site_has_every_document():
+    listed = re.findall(r"^ +- (?:.+: )?(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    own = {path.name for path in DOCUMENTS} - {"README.md", "CONTRIBUTING.md"}
+    assert set(listed) == own | {"index.md", "contributing.md"}
+
+
+def commands():
+    """Yield the lines of everything that shows commands, without line breaks inside a command."""
+    notebooks = [json.loads(path.read_text()) for path in (ROOT / "docs").glob("*.ipynb")]
+    texts = ["".join(cell["source"]) for notebook in notebooks for cell in notebook["cells"]]
+    files = [*DOCUMENTS, *(ROOT / "launch").iterdir(), *(ROOT / "configs").glob("*.py")]
+    files += (ROOT / "colddiff").rglob("*.py")
+    for text in texts + [path.read_text() for path in files]:
+        yield from re.sub(r"\\\n\s*", "", text).splitlines()
+
+
+def test_a_run_has_the_same_name_everywhere():
+    """Compare all commands: runs/CONFIG, or a name of its own where flags make another run."""
+    made, used = {}, set()
+    for line in commands():
+        workdirs = re.search(r"--workdir[ =]\S*?\bruns/(\S+\w)", line)
+        loaded = re.search(r"colddiff\.load\(\"runs/(\w+)\"\)", line)
+        config = re.search(r"--config[ =]\"?(?:configs/)?([\w$]+)", line)
+        if workdirs and config:
+            flags = re.findall(r"--config\.(?!eval|sampler|prior)\S+", line)
+            made.setdefault(workdirs[1], set()).add((config[1], *flags))
+        elif workdirs and "launch/demo.sh" not in line:
+            used |= set(re.sub("runs/", "", workdirs[1]).split(","))
+        elif loaded:
+            used.add(loaded[1])
+    assert len(made) > len(CONFIGS) and len(used) > 3
+    for name, runs in made.items():
+        assert len(runs) == 1, (name, runs)
+        ((config, *flags),) = runs
+        assert flags or name == config, name
+    assert used - {"hot_and_cold"} <= set(made)

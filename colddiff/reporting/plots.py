@@ -33,7 +33,7 @@ def curves(
 ) -> np.ndarray:
     """Draw a line with markers through the points of each series, in the order given.
 
-    All texts are plain: `$` does not begin mathematics. If all x are whole numbers, so are the ticks.
+    All texts are plain: `$` does not begin mathematics. Ticks of whole numbers are whole.
 
     Args:
       series: points (x, y) by name. Points that are not finite and, with `log_x`, points with
