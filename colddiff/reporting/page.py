@@ -237,6 +237,7 @@ thead th, thead th:first-child { border-bottom-color: var(--soft); font-weight: 
   vertical-align: bottom; white-space: normal; max-width: 10rem }
 @container (max-width: 32rem) {
   thead { display: none }
+  table, tbody { display: block }
   tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line) }
   th:first-child { display: block; position: static; padding: 0; border: 0; font-weight: 600 }
   td { display: flex; justify-content: space-between; gap: 1.5rem; padding: .1rem 0; border: 0 }

@@ -16,6 +16,7 @@ from colddiff.runtime.devices import create_mesh, replicate, to_host
 from colddiff.sampling.samplers import image_keys, marks_of, times_between
 
 _STAGES = 6  # times of a walk that a picture shows, T included
+_GAP = 16  # pixels between the parts of an animation
 
 
 class Walk(NamedTuple):
@@ -70,8 +71,9 @@ def animation(images: np.ndarray, known: Walk) -> list[np.ndarray]:
     """
     xT, x0 = mosaic(known.iterates[0], caption="xT"), mosaic(images, caption="x0")
     captioned = zip(known.iterates, known.times, strict=True)
-    between = (mosaic(x, caption=f"t = {t}") for x, t in captioned)
-    return [np.concatenate([xT, frame, x0], axis=1) for frame in between]
+    between = [mosaic(x, caption=f"t = {t}") for x, t in captioned]
+    gap = np.full_like(xT[:, :_GAP], 255)
+    return [np.concatenate([xT, gap, frame, gap, x0], axis=1) for frame in between]
 
 
 def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarray) -> np.ndarray:

@@ -15,8 +15,8 @@ from colddiff.runtime.errors import UserError
 
 _INCHES, _DPI = (9.0, 5.6), 100
 _LETTERS = 75  # per line of text
-_AXIS = 780  # pixels of the x axis, about
-_DIGIT, _LINE = 11, 19  # pixels that a tick's label takes, per digit and across
+_AXIS = 730  # pixels of the x axis, about
+_DIGIT, _LINE = 11, 17  # pixels that a tick's label takes, per digit and across
 # Okabe & Ito 2008, distinct for the colour-blind; without yellow, which is too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKERS = "osD^vp<>"  # 8 markers × 7 colours: the first 56 series differ
@@ -63,7 +63,8 @@ def curves(
     if log_x:
         _log_axis(axes, x)
     elif (x == x.round()).all():
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        ticks = MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(ticks)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_title(textwrap.fill(title, _LETTERS), parse_math=False, size=15, color=_INK, pad=12)
     axes.set_xlabel(x_label, parse_math=False, size=13, color=_INK)

@@ -80,7 +80,7 @@ def html(frames, wide):
         Table("Scores", columns, rows, "of 297 digits"),
         Picture("Digits", wide, "restored"),
         Walk("The way back", TIMES, frames),
-        Walk("Another", (1, 0), frames[:2]),
+        Walk("Another", (1, 0), frames[:2], beside=(("x0", frames[4]), ("xT", frames[0]))),
     ]
     return render("A run", sections, subtitle="runs/blur_digits-" + "nospaces" * 20)
 
@@ -96,17 +96,18 @@ def test_a_table_has_every_cell_in_its_place(html):
 
 def test_pictures_are_inlined_to_the_pixel(html, frames, wide):
     images = Elements(html).of("img")
-    for image, array in zip(images, [wide, *frames, *frames[:2]], strict=True):
+    arrays = [wide, *frames, *frames[:2], frames[4], frames[0]]
+    for image, array in zip(images, arrays, strict=True):
         assert np.array_equal(decoded(image["src"]), array)
         assert (int(image["height"]), int(image["width"])) == array.shape[:2]
     assert [image["alt"] for image in images[:2]] == ["Digits", "The way back, t = 20"]
     shown = [i for i, image in enumerate(images) if "hidden" not in image]
-    assert shown == [0, 5, 7]  # the last frames of the walks
+    assert shown == [0, 5, 7, 8, 9]  # the last frames of the walks, and what is beside them
 
 
 def test_nothing_comes_from_elsewhere(html):
     sources = [v for _, a in Elements(html).found for k, v in a.items() if k in ("src", "href")]
-    assert len(sources) == 9 and all(source.startswith("data:") for source in sources)
+    assert len(sources) == 11 and all(source.startswith("data:") for source in sources)
     rest = re.sub(r'base64,[^"]*', "", html)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", rest)
 
@@ -116,15 +117,16 @@ def test_text_is_text(digits):
     sections = [
         Table(EVIL, [EVIL, EVIL], [[EVIL, EVIL]], EVIL),
         Picture(EVIL, image, EVIL),
-        Walk(EVIL, [1, 0], [image, image], EVIL),
+        Walk(EVIL, [1, 0], [image, image], EVIL, [(EVIL, image)]),
     ]
     page = Elements(render(EVIL, sections, subtitle=EVIL))
-    assert sum(text == EVIL for _, text in page.texts) == 13
-    assert len(page.of("script")) == 1 and len(page.of("img")) == 3
+    assert sum(text == EVIL for _, text in page.texts) == 14
+    assert len(page.of("script")) == 1 and len(page.of("img")) == 4
     allowed = "content name charset lang href rel id class scope tabindex role src alt width height"
     allowed += " decoding hidden type min max value aria-labelledby aria-describedby aria-label"
     found = {name for _, attributes in page.found for name in attributes}
-    assert found <= {*allowed.split(), "aria-live", "data-t", "http-equiv"}
+    assert found <= {*allowed.split(), "aria-live", "data-label", "data-t", "http-equiv"}
+    assert page.of("td")[0]["data-label"] == EVIL
     assert page.of("img")[0]["alt"] == EVIL and page.of("input")[0]["aria-label"] == EVIL
 
 
@@ -201,7 +203,8 @@ def events(browser, kind):
 def shown(browser, walk=0):
     """Return the frame and the time that a walk shows."""
     element = browser.find_elements("class name", "walk")[walk]
-    (image,) = [i for i in element.find_elements("tag name", "img") if i.is_displayed()]
+    frames = element.find_elements("css selector", "img[data-t]")
+    (image,) = [frame for frame in frames if frame.is_displayed()]
     return image, element.find_element("tag name", "output").text
 
 
@@ -225,16 +228,20 @@ def test_a_slider_walks_through_the_frames(browser, html, frames, tmp_path):
         assert on_screen(browser, image, frames[i])
         assert text == slider.get_attribute("aria-valuetext") == f"t = {TIMES[i]}"
 
-    check(4)
+    check(0)
     move = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
-    for i in (0, 3, 1):
+    for i in (4, 3, 1):
         browser.execute_script(move, slider, i)
         check(i)
     slider.send_keys("\ue014")  # arrow right
     check(2)
     slider.send_keys("\ue012\ue012")  # arrow left, twice
     check(0)
-    assert shown(browser, 1)[1] == "t = 0"  # the other walk does not move
+    assert shown(browser, 1)[1] == "t = 1"  # the other walk does not move
+    walk = browser.find_elements("class name", "walk")[1]
+    beside = [figure.text for figure in walk.find_elements("tag name", "figure")]
+    assert beside == ["", "x0", "xT"]
+    assert len({figure.rect["y"] for figure in walk.find_elements("tag name", "figure")}) == 1
     assert browser.get_log("browser") == []
 
 
@@ -252,8 +259,8 @@ def test_play_goes_from_noise_to_image_and_stops(browser, html, tmp_path):
     button.click()
     seen = [[f"t = {t}", "Play" if t == 0 else "Pause"] for t in TIMES]
     wait = WebDriverWait(browser, 20, 0.1)
-    wait.until(lambda _: len(browser.execute_script("return seen")) == len(TIMES))
-    assert browser.execute_script("return seen") == seen
+    wait.until(lambda _: len(browser.execute_script("return seen")) == len(TIMES) - 1)
+    assert browser.execute_script("return seen") == seen[1:]  # it began at the first
     # Play again, stop by the button, continue, stop by the slider.
     state = browser.execute_script("""
         const [button, slider, output] = document.querySelectorAll("button, input, output");
@@ -271,7 +278,7 @@ def test_play_goes_from_noise_to_image_and_stops(browser, html, tmp_path):
 
 
 @pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))
-@pytest.mark.parametrize("width", (375, 1280))
+@pytest.mark.parametrize("width", (390, 700, 1280))
 def test_it_fits_and_can_be_read(browser, html, wide, tmp_path, width, dark):
     open_page(browser, tmp_path / "page.html", html, width=width, dark=dark)
     root = "const r = document.documentElement; return [r.scrollWidth, window.innerWidth]"
@@ -279,18 +286,21 @@ def test_it_fits_and_can_be_read(browser, html, wide, tmp_path, width, dark):
     assert inner_width == width and scroll_width <= width
     box = browser.find_element("class name", "box")
     needs, has = (int(box.get_property(name)) for name in ("scrollWidth", "clientWidth"))
-    assert (needs > has) == (width < 1000)  # ten columns fit on a desktop
-    names = box.find_element("css selector", "tbody th")
+    assert (needs > has) == (width == 700)  # ten columns fit on a desktop, and as lists on a phone
+    names, cell = (box.find_element("css selector", f"tbody {tag}") for tag in ("th", "td"))
+    label = "return getComputedStyle(arguments[0], '::before').content"
+    assert browser.execute_script(label, cell) == ('"steps"' if width == 390 else "none")
     left = names.rect["x"]
     browser.execute_script("arguments[0].scrollLeft = 100", box)
-    assert names.rect["x"] == left and names.rect["width"] < box.rect["width"] / 2
+    assert names.rect["x"] == left
+    assert width == 390 or names.rect["width"] < box.rect["width"] / 2
     picture = browser.find_element("tag name", "img").rect
     assert picture["width"] == pytest.approx(min(wide.shape[1], box.rect["width"]))
     ratio = wide.shape[1] / wide.shape[0]
     assert picture["width"] / picture["height"] == pytest.approx(ratio, rel=0.01)
     rendering = [
         browser.find_element("css selector", name).value_of_css_property("image-rendering")
-        for name in ("section > img", ".walk > img")
+        for name in ("section > img", ".walk img")
     ]
     assert rendering == ["auto" if width < wide.shape[1] else "pixelated", "pixelated"]
     looks = browser.execute_script("""

@@ -46,13 +46,13 @@ def test_the_table_in_the_paper_s_layout():
     )
     assert lines[2:] == [
         "| | steps | FD, pca-32 of digits | KD, pca-32 of digits | SSIM | RMSE | PSNR (dB) | "
-        "ms / image | paper: FID | SSIM | RMSE |",
+        "ms / image | SSIM, the paper | RMSE, the paper | FID of Inception, the paper |",
         "|" + "---|" * 11,
-        "| Degraded (xT) | 0 | 3.50 | 0.035 ± 0.001 | 0.5000 | 0.2500 | 12.04 | 12.3 | 438.59 | "
-        "0.287 | 0.287 |",
+        "| Degraded (xT) | 0 | 3.50 | 0.035 ± 0.001 | 0.5000 | 0.2500 | 12.04 | 12.3 | 0.287 | "
+        "0.287 | 438.59 |",
         "| Direct | 1 | 3.50 | 0.035 ± 0.001 | – | 0.0000 | – | 12.3 | – | – | – |",
         "| Sampled (tacos, Algorithm 2) | 6 | 3.50 | 0.035 ± 0.001 | 0.5000 | 0.2500 | 12.04 | "
-        "12.3 | – | 0.718 | 0.154 |",
+        "12.3 | 0.718 | 0.154 | – |",
     ]
     fewer = report.markdown({"a run": make([row("tacos", 2)], paper=paper)}).splitlines()
     assert fewer[-1].endswith("| 12.3 | – | – | – |")  # the paper's take T steps
@@ -104,8 +104,10 @@ def experiment():
 @pytest.mark.parametrize("name", ["report", "study"])
 def test_what_is_written(name, experiment, tmp_path):
     params = init_params(experiment, jax.random.key(0))
-    rows = [row("degraded", 0), row("direct", 1, psnr=math.inf)]
-    rows += [row("tacos", n, rmse=1 / n, distances=[distance(1 / n)]) for n in (2, 6)]
+    far = distance(3.5)._replace(features="pca-32 of digits 32²×1")
+    rows = [row("degraded", 0, distances=[far])]
+    rows += [row("direct", 1, psnr=math.inf, distances=[far])]
+    rows += [row("tacos", n, rmse=1 / n, distances=[far]) for n in (2, 6)]
     (tmp_path / "evolution.json").write_text(
         '{"num_images": 5, "scores": {"4": {"tacos/rmse": 0.3}, "8": {"tacos/rmse": 0.2}}}'
     )
@@ -116,13 +118,15 @@ def test_what_is_written(name, experiment, tmp_path):
     assert found["rows"][1]["psnr"] is None and found["rows"][0]["times"] == [6, 0]
     assert found["rows"][0]["distances"][0]["kernel"] == {"value": 0.035, "error": 0.0012}
     assert (folder / f"{name}.md").read_text() == report.markdown({tmp_path.name: make(rows)})
+    with Image.open(folder / "restoration.gif") as gif:
+        assert gif.n_frames == 7 and gif.width > 3 * 2 * 64  # t = 6..0; xT, xt and x0 side by side
     picture = np.asarray(Image.open(folder / "samples.png"))
     assert picture.shape[1] > 6 * 96 and picture.std() > 10
     page = (folder / f"{name}.html").read_text()
     assert "Sampled (tacos, Algorithm 2)" in page and "weights EMA of step 8" in page
     assert page.count("RMSE in training") >= 1
     plots = sorted(p.name for p in folder.glob("study-*.png"))
-    expected = ["study-fd__pca_32_of_digits.png", "study-rmse.png", "study-ssim.png"]
+    expected = ["study-fd_pca_32_of_digits_32_1.png", "study-rmse.png", "study-ssim.png"]
     assert plots == (expected if name == "study" else [])
 
 
