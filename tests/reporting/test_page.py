@@ -101,6 +101,7 @@ def test_pictures_are_inlined_to_the_pixel(html, frames, wide):
         assert np.array_equal(decoded(image["src"]), array)
         assert (int(image["height"]), int(image["width"])) == array.shape[:2]
     assert [image["alt"] for image in images[:2]] == ["Digits", "The way back, t = 20"]
+    assert {slider["value"] for slider in Elements(html).of("input")} == {"0"}  # begins at xT
     shown = [i for i, image in enumerate(images) if "hidden" not in image]
     assert shown == [0, 5, 7, 8, 9]  # the last frames of the walks, and what is beside them
 
