@@ -97,7 +97,7 @@ def test_a_run_has_the_same_name_everywhere():
     """Compare all commands: runs/CONFIG, or a name of its own where flags make another run."""
     made, used = {}, set()
     for line in commands():
-        workdirs = re.search(r"--workdir[ =]\S*?\bruns/(\S+\w)", line)
+        workdirs = re.search(r"--workdir[ =]\S*?\bruns/(\S*\w)", line)
         loaded = re.search(r"colddiff\.load\(\"runs/(\w+)\"\)", line)
         config = re.search(r"--config[ =]\"?(?:configs/)?([\w$]+)", line)
         if workdirs and config:
