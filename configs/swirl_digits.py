@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from configs import blur_digits
+from colddiff.configs import blur_digits
 
 
 def get_config() -> ConfigDict:
