@@ -158,7 +158,7 @@ def change(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
         )
         extra = values(["", *changes])[1:]
     except (AttributeError, KeyError) as error:
-        raise UserError(f"no such field for a --config.FIELD flag: {error}") from error
+        raise UserError(f"no such field for a --config.FIELD flag: {error.args[0]}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     if extra:
