@@ -3,8 +3,9 @@
     python -m colddiff.main --config configs/swirl_digits.py --workdir runs/swirl_digits
 
 `degradation.name` is FILE.py:FUNCTION; here FILE.py is this file. The other settings are the
-function's arguments. For a degradation of your own, copy this file to any folder. The network and the training are those of configs/blur_digits.py.
-Result on the 297 test digits: RMSE .317 degraded, .035 direct, .054 sampled; SSIM .10, .95, .89.
+function's arguments. For a degradation of your own, copy this file to any folder. The network and
+the training are those of configs/blur_digits.py. Result on the 297 test digits: RMSE .317 degraded,
+.035 direct, .054 sampled; SSIM .10, .95, .89.
 """
 
 import jax
