@@ -158,7 +158,9 @@ def change(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
         )
         extra = values(["", *changes])[1:]
     except (AttributeError, KeyError) as error:
-        raise UserError(f"no such field for a --config.FIELD flag: {error.args[0]}") from error
+        reason = error.args[0]  # str() of it, or of the KeyError that it may be, escapes the text
+        reason = reason.args[0] if isinstance(reason, KeyError) else reason
+        raise UserError(f"no such field for a --config.FIELD flag: {reason}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     if extra:
@@ -236,7 +238,7 @@ def locate(config: ConfigDict, folders: Sequence[Path]) -> None:
         path = Path(place).expanduser()
         places = [*(folder / path for folder in folders), path.absolute()]
         places += [folder / path.name for folder in (*folders, CONFIGS)]
-        return next((f"{p}:{function}" for p in places if p.is_file()), name)
+        return next((f"{p.resolve()}:{function}" for p in places if p.is_file()), name)
 
     located = rename_own(config.degradation.to_dict(), absolute)
     if located != config.degradation.to_dict():

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import jax
 from absl import logging
@@ -41,7 +42,7 @@ def dry_run(config: ConfigDict) -> str:
         f"devices: {mesh.size} × {jax.devices()[0].device_kind}\n"
         f"data: {len(images)} training images of {config.data.source}; read the batch "
         f"{' × '.join(map(str, batch.shape))} and {len(pictured)} test images\n"
-        f"degradation: {config.degradation.name}, T = {experiment.T}\n"
+        f"degradation: {Path(config.degradation.name).name}, T = {experiment.T}\n"
         f"parameters: {parameters:,} ({config.model.name})\n"
         f"train step: compiled in {seconds:.1f} s; memory {memory}\n"
     )

@@ -104,7 +104,8 @@ def test_fields_are_changed():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.train.num_stepz=3", 'Did you mean "num_steps" instead of "num_stepz"?'),
+        ("--config.train.num_stepz=3", "flag: 'num_stepz'\nDid you mean"),
+        ("--config.trian.num_steps=3", "flag: 'trian'\nDid you mean"),
         ("--config.model.widht=3", 'Did you mean "width" instead of "widht"?'),
         ("--config.nothing.x=3", "no such field for a --config.FIELD flag: 'nothing'"),
         ("--config.train.num_steps={'a': 1}", "invalid literal for int"),
