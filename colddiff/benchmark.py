@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from colddiff.experiment.build import Experiment, build
 from colddiff.experiment.state import init_state
 from colddiff.inference.run import Run
-from colddiff.runtime.compiler import cpu_options, network_jit
+from colddiff.runtime.compiler import cpu_options, network_jit, program_bytes
 from colddiff.runtime.devices import create_mesh, replicated, split_axis
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import markdown_table, write_json, write_text
@@ -211,10 +211,7 @@ def _timing(part: _Part, seconds: Sequence[float]) -> Timing:
     if part.program is not None:
         costs = part.program.cost_analysis() or {}
         flops = float(costs.get("flops", 0)) * jax.device_count()  # costs are per device
-        memory = part.program.memory_analysis()
-        if memory is not None:
-            needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+        needed = program_bytes(part.program)
     quartiles = _quartiles(seconds)
     return Timing(part.name, quartiles, part.images, flops, needed, part.compile_seconds)
 

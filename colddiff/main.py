@@ -1,30 +1,47 @@
 """The command line: flags and modes.
 
-    python -m colddiff.main --config configs/blur_digits.py --workdir runs/blur_digits
+    colddiff --config blur_digits --workdir runs/blur_digits
 
 This command trains, or resumes from the last checkpoint in the workdir, and then evaluates.
-`--mode=generate` makes new images with a trained run, and `--mode=compare` measures them.
-`--mode=degrade` draws test images at growing severities, and needs no training.
+`colddiff --help` lists the modes, the packaged configs and the flags. `python -m colddiff` is the
+same command, and needs no installation in a checkout.
 """
 
 import logging as python_logging
 import os
 import sys
+import textwrap
 import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from colddiff.experiment.config_files import (
+    CONFIGS,
+    change,
+    describe,
+    load_config,
+    packaged_configs,
+    split_arguments,
+)
 from colddiff.runtime.errors import UserError
 
-_MODES = ("train_and_evaluate", "train", "evaluate", "generate", "compare", "degrade", "benchmark")
-_OF_A_RUN = ("evaluate", "generate")  # without --config they use the run's saved config
+_MODES = {
+    "train_and_evaluate": "train, or resume, then score the test split (the default)",
+    "train": "train, or resume from the last checkpoint",
+    "evaluate": "score a trained run, or several into one table",
+    "generate": "make new images with a trained run, one for each of --seeds",
+    "compare": "measure folders of generated images and draw them side by side",
+    "degrade": "draw test images at growing severities; needs no training",
+    "benchmark": "time every part of a config on this machine",
+}
+# Without --config these use the config that the run in --workdir was trained with.
+_OF_A_RUN = ("evaluate", "generate", "compare", "degrade")
 _USES = {  # the flags that only some modes take
-    "train_and_evaluate": ("samplers", "steps", "step", "accept_source"),
-    "train": ("accept_source",),
+    "train_and_evaluate": ("samplers", "steps", "step", "accept_source", "dry_run"),
+    "train": ("accept_source", "dry_run"),
     "evaluate": ("samplers", "steps", "step", "output"),
     "generate": ("seeds", "step", "output"),
     "compare": ("folder",),
@@ -34,14 +51,30 @@ _EXIT_BUG = 1
 _SECONDS_TO_LEAVE = 30  # time for other hosts with the same error to end
 _EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The name of a packaged config, or the path of a config file. Without it, --mode=evaluate, "
+    "generate, compare and degrade use the config that the run in --workdir was trained with.",
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "The run's folder, for checkpoints, logs and pictures. --mode=evaluate also takes several "
     "folders, A,B,C: it scores each run with its own config and writes one table of all.",
 )
-_MODE = flags.DEFINE_enum("mode", _MODES[0], _MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train_and_evaluate", [*_MODES], "What to do.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Only build everything, compile the train step, read one batch and tell the numbers of "
+    "parameters and bytes. Writes nothing; needs no --workdir.",
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config",
+    False,
+    "Only print the config, and mark what differs from default.py. Needs no --workdir.",
+)
 _SEEDS = flags.DEFINE_string(
     "seeds", "0-63", "Seeds of the images to generate, such as 0-9999 or 3,7,20-29."
 )
@@ -91,15 +124,29 @@ _FOLDERS = flags.DEFINE_multi_string(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the mode that `--mode` names, with `--config` in `--workdir`."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; options begin with --")
+    """Run the mode that `--mode` names; `argv[1:]` are the arguments `--config.FIELD=VALUE`."""
+    changes = argv[1:]
+    config = load_config(_CONFIG.value, changes) if _CONFIG.value else None
+    if _PRINT_CONFIG.value and config is not None:
+        sys.stdout.write(describe(config))
+        return
+    trains = _MODE.value == "train_and_evaluate" and config is not None
+    if trains and _STEP.value == "best" and not config.train.best:
+        raise UserError(
+            "--step=best needs a score that ranks the checkpoints, but config.train.best is empty; "
+            "set --config.train.best, such as tacos/rmse, and --config.train.scored"
+        )
     _join_hosts()
-    config = _CONFIG.value
-    workdir, *others = (Path(text).expanduser().absolute() for text in _workdirs())
+    workdirs = [Path(text).expanduser().absolute() for text in _workdirs()]
+    configs = _saved_configs(workdirs, changes) if config is None else [config]
+    config, workdir = configs[0], workdirs[0] if workdirs else None
     steps = [_whole("--steps", text) for text in _STEPS.value or ()]
+    if _PRINT_CONFIG.value:
+        _say(describe(config))
+        return
 
-    # Imported here so that a mistake in the flags is reported before these slow imports.
+    # Imported here so that a mistake in the flags or the config is reported before these slow
+    # imports.
     from colddiff import benchmark
     from colddiff.evaluation import compare
     from colddiff.evaluation.evaluate import check_ways, load_test_images
@@ -108,14 +155,18 @@ def main(argv: Sequence[str]) -> None:
     from colddiff.inference.run import load
     from colddiff.reporting.pictures import gallery
     from colddiff.runtime.files import save_png
+    from colddiff.training.dry_run import dry_run
     from colddiff.training.loop import train
 
-    if _MODE.value == "train_and_evaluate":
-        check_ways(config, _SAMPLERS.value, steps)
+    for each in configs if "evaluate" in _MODE.value else ():
+        check_ways(each, _SAMPLERS.value, steps)
+    if _DRY_RUN.value:
+        _say(dry_run(config))
+        return
     if "train" in _MODE.value and not train(config, workdir, accept_source=_ACCEPT_SOURCE.value):
         return  # a signal stopped the training
     if "evaluate" in _MODE.value:
-        _evaluate(config, [workdir, *others], steps)
+        _evaluate(workdirs, configs, steps)
     if _MODE.value == "generate":
         seeds = parse_seeds(_SEEDS.value)
         run = load(workdir, step=_step(), config=config)
@@ -133,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
         save_png(path, gallery(build(config), images))
         _say(f"picture: {path}\n")
     if _MODE.value == "benchmark":
-        found = benchmark.benchmark(config, arguments=_config_arguments())
+        found = benchmark.benchmark(config, arguments=[f"--config={_CONFIG.value}", *changes])
         path = benchmark.write(found, workdir)
         _say(f"\n{benchmark.markdown(found)}\ntable and JSON: {path.parent}\n")
 
@@ -164,24 +215,24 @@ def _say(text: str) -> None:
         sys.stdout.write(text)
 
 
-def _config_arguments() -> list[str]:
-    """Return the part of the command line that makes the config."""
-    found, given = [], iter(sys.argv[1:])
-    for argument in given:
-        name, equals, _ = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and (name == "config" or name.startswith("config.")):
-            found.append(argument)
-            if not equals:
-                found.append(next(given))
-    if not found:
-        raise UserError(
-            "--mode=benchmark found no --config on the command line, but passes it on to the "
-            "commands that it times; give --config there"
-        )
-    return found
+def _saved_configs(workdirs: list[Path], changes: list[str]) -> list[ConfigDict]:
+    """Return the changed config of each run; name every workdir that has none, before any work."""
+    from colddiff.inference.run import saved_config
+
+    configs, errors = [], []
+    for workdir in workdirs:
+        try:
+            configs.append(change(saved_config(workdir, _step()), changes))
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        if _MODE.value in ("compare", "degrade"):  # they need no checkpoint
+            errors.append(f"--mode={_MODE.value} can also be given a --config")
+        raise UserError("\n".join(errors))
+    return configs
 
 
-def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int]) -> None:
+def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int]) -> None:
     """Score each run and write its report; for several runs, write one table as well."""
     from colddiff.evaluation.evaluate import evaluate, ways_of
     from colddiff.experiment.build import build
@@ -189,8 +240,8 @@ def _evaluate(config: ConfigDict | None, workdirs: list[Path], steps: list[int])
     from colddiff.reporting import report
 
     reports = {}
-    for workdir in workdirs:
-        if config is not None and not (_SAMPLERS.value or config.eval.samplers):
+    for workdir, config in zip(workdirs, configs, strict=True):
+        if not (_SAMPLERS.value or config.eval.samplers):
             run = Run(build(config), workdir=workdir)  # the Degraded row needs no training
         else:
             run = load(workdir, step=_step(), config=config)
@@ -214,6 +265,8 @@ def _workdirs() -> list[str]:
     An existing folder is one workdir, even if its name contains a comma.
     """
     text = _WORKDIR.value
+    if text is None:  # --dry_run writes nothing
+        return []
     if "://" in text:
         raise UserError(
             f"--workdir={text} must be a folder, not a URL; mount the bucket, and give the folder "
@@ -226,6 +279,16 @@ def _workdirs() -> list[str]:
 def _check_flags() -> None:
     """Refuse flags that the mode does not use, and invalid values, before any work."""
     mode = _MODE.value
+    needs = "see python -m colddiff --help"
+    if _WORKDIR.value is None and not (_CONFIG.value and (_DRY_RUN.value or _PRINT_CONFIG.value)):
+        raise UserError(f"--workdir is needed; {needs}")
+    if _CONFIG.value is None and mode not in _OF_A_RUN and not _PRINT_CONFIG.value:
+        raise UserError(f"--config is needed; {needs}")
+    if _CONFIG.value is not None and len(_workdirs()) > 1:
+        raise UserError(
+            "--config cannot be used with several workdirs, because each run has its own config; "
+            "leave it out"
+        )
     for name in sorted({name for names in _USES.values() for name in names}):
         if flags.FLAGS[name].present and name not in _USES.get(mode, ()):
             uses = " or ".join(f"--mode={m}" for m, names in _USES.items() if name in names)
@@ -238,11 +301,6 @@ def _check_flags() -> None:
             f"--step={step} cannot be used with --mode=train_and_evaluate, which takes only "
             "--step=best. Leave it out to evaluate the last step, or use --mode=evaluate once the "
             "run is trained"
-        )
-    if mode == "train_and_evaluate" and step == "best" and not _CONFIG.value.train.best:
-        raise UserError(
-            "--step=best needs a score that ranks the checkpoints, but config.train.best is empty; "
-            "set --config.train.best, such as tacos/rmse, and --config.train.scored"
         )
     if mode == "evaluate" and _OUTPUT.value is not None and len(_workdirs()) == 1:
         raise UserError(
@@ -300,41 +358,60 @@ def _leave_hosts(code: int) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags; raise UserError for invalid flags and errors in the config file."""
+    """Parse the flags; return the program's name and the arguments `--config.FIELD=VALUE`.
+
+    Raises:
+      UserError: a flag does not exist, has an invalid value, or does not fit the others.
+    """
+    if not {"-h", "--help"}.isdisjoint(argv):
+        sys.stdout.write(_help())
+        sys.exit()
+    changes, others = split_arguments(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     try:
-        rest = flags.FLAGS(argv)
-        if _WORKDIR.value is None:
-            raise UserError("--workdir is needed; see python -m colddiff.main --help")
-        if _CONFIG.value is None:
-            if _MODE.value not in _OF_A_RUN:
-                raise UserError("--config is needed; see python -m colddiff.main --help")
-        elif len(_workdirs()) > 1:
-            raise UserError(
-                "--config cannot be used with several workdirs, because each run has its own "
-                "config; leave it out"
-            )
-        else:
-            _CONFIG.value.lock()  # reading the value raises an error if the file cannot be loaded
-        _check_flags()
-    except (flags.Error, UserError) as error:
+        rest = flags.FLAGS(others)
+    except flags.Error as error:
         raise UserError(str(error)) from error
-    except Exception as error:  # from the config file's own code, or a --config.FIELD
-        raise UserError(_config_error(error, argv)) from error
-    return rest
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options begin with --")
+    _check_flags()
+    return [argv[0], *changes]
 
 
-def _config_error(error: Exception, argv: list[str]) -> str:
-    """Return what is wrong with the config, and where in its file if the error is there."""
-    reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {reason}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.name in ("get_config", "<module>")]
-    if own:
-        return f"{own[-1].filename}:{own[-1].lineno}: {reason}"
-    if isinstance(error, AttributeError | KeyError) and any("--config." in arg for arg in argv):
-        return f"no such field for a --config.FIELD flag: {error}"
-    return f"cannot use --config: {reason}"
+def _help() -> str:
+    """Return what the program does, the modes, the packaged configs and the flags."""
+    module = flags.FLAGS.find_module_defining_flag("workdir")
+    configs = packaged_configs()
+    del configs["default"]  # explained below
+    return f"""\
+colddiff trains restorers of degraded images, scores them, and generates images with them
+(Cold Diffusion, arXiv 2208.09392).
+
+    colddiff --config blur_digits --workdir runs/blur_digits
+
+MODES: --mode=
+{_aligned(_MODES)}
+
+CONFIGS: --config=NAME, or the path of a config file of your own
+{_aligned(configs)}
+
+FIELDS: --config.FIELD=VALUE sets a field of the config. {CONFIGS / "default.py"}
+explains all fields, and --print_config shows their values.
+  --config.train.batch_size=64
+  --config.eval.samplers="('direct', 'tacos')"               a tuple; () is the empty one
+  --config.degradation.std="{{'schedule': 'linear', 'start': 0.5, 'step': 0.1}}"  a schedule
+  --config.prior.name=pattern --config.prior.noise_std=0.0   a prior
+
+FLAGS: colddiff --helpfull lists more flags, of libraries
+{flags.FLAGS.module_help(module).partition(":")[2].strip(chr(10))}
+"""
+
+
+def _aligned(table: dict[str, str]) -> str:
+    """Return a line of at most 100 characters for each name and its text."""
+    width = max(map(len, table))
+    room = 100 - len(f"  {'':<{width}}  ")
+    shorten = lambda text: textwrap.shorten(text, room, placeholder=" ...")  # noqa: E731
+    return "\n".join(f"  {name:<{width}}  {shorten(text)}" for name, text in table.items())
 
 
 def _is_ours_or_serious(record: python_logging.LogRecord) -> bool:

@@ -20,7 +20,7 @@ animal at every step; --config.sampler.name=tacos keeps it fixed.
 
 from ml_collections import ConfigDict
 
-from configs import blur_celeba
+from colddiff.configs import blur_celeba
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ the released code.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from colddiff.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ configs/color_digits.py. Cost: about 3 minutes on two CPU cores. Result on the 2
 
 from ml_collections import ConfigDict
 
-from configs import color_digits
+from colddiff.configs import color_digits
 
 
 def get_config() -> ConfigDict:

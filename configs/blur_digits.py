@@ -9,7 +9,7 @@ the 297 test digits: RMSE .196 degraded, .027 direct, .026 sampled; SSIM .38, .9
 
 from ml_collections import ConfigDict
 
-from configs import default
+from colddiff.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ and the RMSE .2866. T is 20 as in the paper's main text (its appendix says 40).
 
 from ml_collections import ConfigDict
 
-from configs import default
+from colddiff.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ configs/blur_cifar10.py.
 
 from ml_collections import ConfigDict
 
-from configs import blur_cifar10
+from colddiff.configs import blur_cifar10
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ degraded, .066 direct, .071 sampled; SSIM .70, .94, .95.
 
 from ml_collections import ConfigDict
 
-from configs import blur_digits
+from colddiff.configs import blur_digits
 
 
 def get_config() -> ConfigDict:

@@ -1,7 +1,16 @@
 """All settings, with the paper's values where the paper gives them (section 4, appendix A).
 
-The other configs state only their differences. Any field can be set from the command line:
-`--config.train.batch_size=64`.
+The other configs state only their differences; `--print_config` marks them. Any field can be set
+from the command line. A tuple, a schedule or a prior needs quotes:
+
+    --config.train.batch_size=64 --config.data.flip --noconfig.data.cache
+    --config.eval.samplers="('direct', 'tacos')" --config.eval.counts="()"
+    --config.degradation.std="{'schedule': 'linear', 'start': 0.5, 'step': 0.1}"
+    --config.prior.name=pattern --config.prior.noise_std=0.0
+    --config.model="{'name': 'resnet_unet', 'width': 32, ...}"
+
+The last form replaces a whole section. A config file of your own may be in any folder; it begins
+with `from colddiff.configs import default`, or another config.
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +40,7 @@ def get_config() -> ConfigDict:
             name="gaussian_blur",
             num_steps=20,  # T
             kernel_size=11,
-            std=1.0,  # a number, T numbers, or dict(schedule='linear' | 'exponential', ...);
-            # a flag cannot change a field's type, so only a config file can set a dict
+            std=1.0,  # a number, T numbers, or dict(schedule='linear' | 'exponential', ...)
             padding="reflect",  # reflect | circular
             mean_at_end=False,
         )
@@ -70,7 +78,8 @@ def get_config() -> ConfigDict:
     # 1 if a device has memory for all of it. Batches are always split over all devices.
     config.mesh = ConfigDict(dict(fsdp=1))
 
-    # steps: number of sampler steps; 0 for every t of T..1. ddim also takes eta, in 0..1.
+    # steps: number of sampler steps; 0 for every t of T..1. ddim also takes eta, in 0..1
+    # (--config.sampler.eta=0.5).
     config.sampler = ConfigDict(dict(name="tacos", steps=0))  # direct | naive | tacos | ddim | ddpm
 
     # The prior, which draws xT in --mode=generate (colddiff.sampling.priors):

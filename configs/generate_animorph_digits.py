@@ -13,7 +13,7 @@ white digit does not determine which coloured digit it becomes.
 
 from ml_collections import ConfigDict
 
-from configs import generate_noise_digits
+from colddiff.configs import generate_noise_digits
 
 
 def get_config() -> ConfigDict:

@@ -20,7 +20,7 @@ flag, if any (docs/generation.md).
 
 from ml_collections import ConfigDict
 
-from configs import generate_blur_celeba
+from colddiff.configs import generate_blur_celeba
 
 
 def get_config() -> ConfigDict:

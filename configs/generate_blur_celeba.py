@@ -23,7 +23,7 @@ flag, if any (docs/generation.md).
 
 from ml_collections import ConfigDict
 
-from configs import blur_celeba
+from colddiff.configs import blur_celeba
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ Algorithm 1 (--config.sampler.name=naive) and 5.0 with direct. The train split's
 
 from ml_collections import ConfigDict
 
-from configs import generate_noise_digits
+from colddiff.configs import generate_noise_digits
 
 
 def get_config() -> ConfigDict:

@@ -17,7 +17,7 @@ Paper: FID 90.14. The released code scores 6,400 images; for as many, add --mode
 
 from ml_collections import ConfigDict
 
-from configs import blur_celeba
+from colddiff.configs import blur_celeba
 
 
 def get_config() -> ConfigDict:

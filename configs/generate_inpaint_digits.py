@@ -13,7 +13,7 @@ because two xT then differ in one gray level only. The train split's distance is
 
 from ml_collections import ConfigDict
 
-from configs import generate_noise_digits
+from colddiff.configs import generate_noise_digits
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ split's distance is 0.8.
 
 from ml_collections import ConfigDict
 
-from configs import blur_digits
+from colddiff.configs import blur_digits
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ Paper: FID 92.91. The released code scores 6,400 images; for as many, add --mode
 
 from ml_collections import ConfigDict
 
-from configs import superres_celeba
+from colddiff.configs import superres_celeba
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ components is 2.9. The train split's distance is 0.8.
 
 from ml_collections import ConfigDict
 
-from configs import generate_noise_digits
+from colddiff.configs import generate_noise_digits
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ The released command for this row does not truncate to 8 bits: --config.data.eig
 
 from ml_collections import ConfigDict
 
-from configs import blur_celeba
+from colddiff.configs import blur_celeba
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ released code. The hole's centre is drawn as in configs/inpaint_mnist.py, for th
 
 from ml_collections import ConfigDict
 
-from configs import blur_cifar10
+from colddiff.configs import blur_cifar10
 
 
 def get_config() -> ConfigDict:

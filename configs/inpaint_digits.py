@@ -9,7 +9,7 @@ direct, .093 sampled; SSIM .55, .87, .88.
 
 from ml_collections import ConfigDict
 
-from configs import blur_digits
+from colddiff.configs import blur_digits
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ from (0, 32) instead, and begins at σ = 1.1.
 
 from ml_collections import ConfigDict
 
-from configs import blur_mnist
+from colddiff.configs import blur_mnist
 
 
 def get_config() -> ConfigDict:

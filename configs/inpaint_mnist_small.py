@@ -10,7 +10,7 @@ configs/blur_digits.py: 1.1 M parameters instead of 56.6 M, and 1,000 steps of 3
 
 from ml_collections import ConfigDict
 
-from configs import blur_digits, inpaint_mnist
+from colddiff.configs import blur_digits, inpaint_mnist
 
 
 def get_config() -> ConfigDict:

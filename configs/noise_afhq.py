@@ -19,7 +19,7 @@ flag, if any (docs/generation.md).
 
 from ml_collections import ConfigDict
 
-from configs import noise_celeba
+from colddiff.configs import noise_celeba
 
 
 def get_config() -> ConfigDict:

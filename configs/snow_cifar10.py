@@ -17,7 +17,7 @@ image has its own pattern.
 
 from ml_collections import ConfigDict
 
-from configs import blur_cifar10
+from colddiff.configs import blur_cifar10
 
 
 def get_config() -> ConfigDict:

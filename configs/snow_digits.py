@@ -9,7 +9,7 @@ direct, .058 sampled; SSIM .49, .85, .95.
 
 from ml_collections import ConfigDict
 
-from configs import blur_digits
+from colddiff.configs import blur_digits
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ the released code.
 
 from ml_collections import ConfigDict
 
-from configs import blur_celeba
+from colddiff.configs import blur_celeba
 
 
 def get_config() -> ConfigDict:

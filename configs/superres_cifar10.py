@@ -13,7 +13,7 @@ the released code.
 
 from ml_collections import ConfigDict
 
-from configs import blur_cifar10
+from colddiff.configs import blur_cifar10
 
 
 def get_config() -> ConfigDict:

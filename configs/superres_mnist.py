@@ -14,7 +14,7 @@ Measured here, degraded images: SSIM .1781, RMSE .2305.
 
 from ml_collections import ConfigDict
 
-from configs import blur_mnist
+from colddiff.configs import blur_mnist
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ instead of 700,000 of 2 × 32.
 
 from ml_collections import ConfigDict
 
-from configs import inpaint_mnist_small, superres_mnist
+from colddiff.configs import inpaint_mnist_small, superres_mnist
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Functions for the other scripts, which source this file. `make_environment FILE` makes or updates
-# the virtual environment .venv with the pinned packages of a requirements file, and activates it.
+# the virtual environment .venv with the pinned packages of a requirements file and colddiff itself,
+# editable, and activates it.
 # Needs Python 3.11 or newer with venv. Set PYTHON to use another Python than the first one found, and
 # COLDDIFF_VENV for another folder than .venv. Sourcing changes to the repository's root.
 
@@ -34,10 +35,10 @@ make_environment() {
   # shellcheck disable=SC1091
   . "$venv/bin/activate"
   stamp=$venv/installed-$(basename "$requirements")
-  if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
+  if ! cat requirements.txt "$requirements" pyproject.toml | cmp -s - "$stamp"; then
     echo "colddiff: installing $requirements (about 1 GB, a minute or more)"
-    python -m pip install --quiet --disable-pip-version-check -r "$requirements" || return
-    cat requirements.txt "$requirements" > "$stamp"
+    python -m pip install --quiet --disable-pip-version-check -r "$requirements" -e . || return
+    cat requirements.txt "$requirements" pyproject.toml > "$stamp"
   fi
   # With this cache, a second start compiles nothing.
   export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}

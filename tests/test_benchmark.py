@@ -7,7 +7,6 @@ import pytest
 from conftest import REAL_NETWORK, TINY_FLAGS, call_main
 
 from colddiff import benchmark
-from colddiff.main import _config_arguments
 from colddiff.runtime.compiler import cpu_options
 from colddiff.runtime.errors import UserError
 
@@ -45,15 +44,6 @@ def test_every_part_is_timed_and_written(config, tmp_path, monkeypatch):
 def test_a_start_that_fails_says_why():
     with pytest.raises(UserError, match=r"(?s)configs/none.py.*failed:.*configs/none.py"):
         benchmark._time_starts(["--config=configs/none.py"])
-
-
-def test_the_arguments_that_make_the_config(monkeypatch):
-    given = (
-        "main.py --mode=benchmark --config a.py --workdir x --config.seed=3 --config.model.width 8"
-    )
-    monkeypatch.setattr("sys.argv", given.split())
-    expected = ["--config", "a.py", "--config.seed=3", "--config.model.width", "8"]
-    assert _config_arguments() == expected
 
 
 @pytest.mark.slow

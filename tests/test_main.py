@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY_FLAGS, call_main, run_main, run_program
+from conftest import CONFIGS, ROOT, TINY_FLAGS, call_main, run_main, run_program
 from PIL import Image
+
+from colddiff import main
 
 
 def test_one_command_trains_and_evaluates(tmp_path):
@@ -70,6 +72,65 @@ def test_a_study_and_a_table_of_several_runs(trained, generator, tmp_path):
 
     done = run_main("--mode=evaluate", "--samplers=direct", f"--workdir={runs[0]}", "--step=3")
     assert done.returncode == 0 and "weights EMA of step 3" in done.stdout
+
+
+def test_help_says_what_there_is():
+    """-h and --help tell the purpose, every mode, every packaged config and every flag."""
+    done = call_main("-h")
+    assert done.returncode == 0 and done.stdout == call_main("--help").stdout
+    assert done.stdout.startswith("colddiff trains restorers of degraded images")
+    for name in (*main._MODES, *CONFIGS):
+        assert re.search(rf"^  {name} +\w", done.stdout, re.M), name
+    for flag in ("--workdir: ", "--[no]dry_run: ", "--seeds: ", "configs/default.py"):
+        assert flag in done.stdout
+    quick = "import sys; from colddiff import main; main._help(); sys.exit('jax' in sys.modules)"
+    assert run_program("-c", quick).returncode == 0
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--config={ROOT}/configs/blur_digits.py", *TINY_FLAGS[1:]]
+    done = call_main(*flags, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "1500 training images of digits; read the batch 1 × 8 × 16 × 16 × 1 and" in done.stdout
+    count = 3 * 3 * 8 + 8 + (8 * 8 + 8) + 3 * 3 * 8 + 1  # convolution, time, convolution
+    assert f"parameters: {count} (small)" in done.stdout
+    memory = re.search(r"compiled in \S+ s; memory (\S+) MiB on each device", done.stdout)
+    assert float(memory[1]) >= 0
+    assert not list(tmp_path.iterdir())
+    assert (
+        "--dry_run is not used by --mode=degrade"
+        in call_main(*flags, "--dry_run", "--mode=degrade", "--workdir=x").stderr
+    )
+
+
+def test_a_run_needs_no_config(trained, tmp_path):
+    """Modes of a trained run take its own config, changed by --config.FIELD."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    flags = (f"--workdir={run}", "--config.eval.num_images=3", "--config.eval.samplers=()")
+    done = call_main("--mode=evaluate", *flags, "--config.eval.features=()")
+    assert done.returncode == 0, done.stderr
+    assert "n = 3" in done.stdout and "Direct" not in done.stdout
+    printed = call_main("--print_config", *flags).stdout
+    assert "* config.eval.num_images = 3 " in printed
+    assert "* config.data.image_size = 16 " in printed
+    compare = ("--mode=compare", "--folder=a=no/such")
+    assert "no/such holds 0 generated images" in call_main(*compare, f"--workdir={run}").stderr
+
+    error = call_main(*compare, f"--workdir={tmp_path}").stderr
+    assert "holds no checkpoint" in error and "can also be given a --config" in error
+    assert "--config is needed" in call_main(f"--workdir={run}", "--config.seed=1").stderr
+
+
+def test_several_runs_are_checked_before_the_first_is_scored(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    folders = f"--workdir={run},{tmp_path / 'no'},{tmp_path / 'such'}"
+    done = call_main("--mode=evaluate", folders)
+    assert done.returncode == 2 and done.stdout == ""
+    for name in ("no", "such"):
+        assert f"{tmp_path / name} holds no checkpoint" in done.stderr
+    assert sorted(run.rglob("*")) == before
 
 
 def test_the_degrade_mode_needs_no_training(tmp_path):

@@ -8,6 +8,7 @@ the batch size or the devices. `colddiff.reporting` makes tables, plots and pict
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -223,7 +224,7 @@ def evaluate(
         split=config.data.test_split,
         num_images=len(truth.images),
         num_reference=truth.spaces[0][1].count if truth.spaces else 0,
-        degradation=config.degradation.name,
+        degradation=Path(config.degradation.name).name,  # FILE.py:FUNCTION without folders
         T=experiment.T,
         weights="EMA" if ways else "none",
         step=run.step,

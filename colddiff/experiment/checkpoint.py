@@ -294,9 +294,15 @@ def restore_ema(manager: Manager, like: Any, step: int) -> Any:
 
 
 def restore_config(manager: Manager, step: int) -> ConfigDict:
-    """Return the config saved at `step`, locked."""
+    """Return the config saved at `step`, locked; JSON's lists become tuples again."""
     items = ocp.args.Composite(config=ocp.args.JsonRestore())
-    return ConfigDict(_restore(manager, step, items).config).lock()
+    return ConfigDict(_with_tuples(_restore(manager, step, items).config)).lock()
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(member) for key, member in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
@@ -371,7 +377,7 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
 
     def may_change(k: str) -> bool:
         of_degradation = _PART.sub("degradation", k)
-        if fields == SAME_MODEL and of_degradation == "degradation.name":
+        if of_degradation == "degradation.name":  # `check_source` compares the source
             return _same_function(old.get(k), new.get(k))
         free = (*_FREE, *_PLACES) if fields == SAME_MODEL else _FREE
         return of_degradation in free

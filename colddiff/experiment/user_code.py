@@ -5,7 +5,6 @@ Other modules call the function, and decide what happens to a run whose function
 
 import ast
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from absl import logging
 
+from colddiff.experiment.config_files import run_file
 from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import read_json, write_json
@@ -30,13 +30,10 @@ def load_function(name: str) -> Callable[..., Any]:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
             f"degradation.name={name!r} must be FILE.py:FUNCTION; there is no Python file "
-            f"{path.absolute()}"
+            f"{path.absolute()}. Give a path relative to the config file or the working directory"
         )
-    spec = importlib.util.spec_from_file_location(f"colddiff_own_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up here
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path, f"colddiff_own_{path.stem}")
     except Exception as error:  # the user's code can raise any type
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path.absolute()} cannot be loaded: {reason}") from error

@@ -24,6 +24,7 @@ from PIL import Image
 
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import make_sampler
+from colddiff.experiment.config_files import rename_own
 from colddiff.experiment.user_code import source_hashes
 from colddiff.images import mosaic, to_uint8
 from colddiff.inference.run import LARGEST_SEED, Run
@@ -140,6 +141,8 @@ def _settings(run: Run) -> dict[str, Any]:
     }
     if source := source_hashes(run.config.degradation):
         settings["source"] = source
+        # The images depend on the source, not on its place.
+        settings["degradation"] = rename_own(settings["degradation"], lambda name: Path(name).name)
     return settings
 
 

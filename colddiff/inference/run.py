@@ -4,7 +4,8 @@
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from colddiff.experiment.build import (
     init_params,
     make_sampler,
 )
+from colddiff.experiment.config_files import locate
 from colddiff.experiment.user_code import source_changes
 from colddiff.images import check_images
 from colddiff.inference.prior import load_prior
@@ -338,23 +340,9 @@ def load(
         never returned.
     """
     workdir = Path(workdir)
-    nothing = UserError(
-        f"{workdir} holds no checkpoint; train there first, or name another workdir"
-    )
-    if not (workdir / "checkpoints").is_dir():
-        raise nothing
-    with checkpoint.open_manager(workdir) as manager:
-        steps = manager.all_steps()
-        if not steps:
-            raise nothing
-        if step == "best":
-            step = _best_step(workdir, checkpoint.restore_config(manager, max(steps)))
-        if step is not None and step not in steps:
-            raise UserError(
-                f"{workdir} has no checkpoint of step {step}; there are {sorted(steps)}"
-            )
-        step = max(steps) if step is None else step
-        saved = checkpoint.restore_config(manager, step)
+    with _open(workdir) as manager:
+        step = _chosen(manager, workdir, step)
+        saved = _saved_config(manager, workdir, step)
         if config is not None:
             checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
         experiment = build(saved if config is None else config)
@@ -373,6 +361,44 @@ def load(
         )
         params = checkpoint.restore_ema(manager, like, step)
     return Run(experiment, params, step, workdir)
+
+
+def saved_config(workdir: Path, step: int | str | None = None) -> ConfigDict:
+    """Return the config of a checkpoint in `workdir`, locked; `step` as for `load`.
+
+    Raises:
+      UserError: `workdir` holds no such checkpoint.
+    """
+    with _open(workdir) as manager:
+        return _saved_config(manager, workdir, _chosen(manager, workdir, step))
+
+
+def _saved_config(manager: checkpoint.Manager, workdir: Path, step: int) -> ConfigDict:
+    """Return the config saved at `step`; the workdir may hold the source of its degradation."""
+    config = checkpoint.restore_config(manager, step)
+    locate(config, [workdir.absolute() / "source"])
+    return config
+
+
+@contextmanager
+def _open(workdir: Path) -> Iterator[checkpoint.Manager]:
+    """Open the checkpoints of `workdir` for reading; refuse a workdir without any."""
+    if (workdir / "checkpoints").is_dir():
+        with checkpoint.open_manager(workdir) as manager:
+            if manager.all_steps():
+                yield manager
+                return
+    raise UserError(f"{workdir} holds no checkpoint; train there first, or name another workdir")
+
+
+def _chosen(manager: checkpoint.Manager, workdir: Path, step: int | str | None) -> int:
+    """Return the step that `step` means: a number, None for the last, 'best' for the best."""
+    steps = manager.all_steps()
+    if step == "best":
+        step = _best_step(workdir, checkpoint.restore_config(manager, max(steps)))
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; there are {sorted(steps)}")
+    return max(steps) if step is None else step
 
 
 def _best_step(workdir: Path, config: ConfigDict) -> int:

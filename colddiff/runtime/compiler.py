@@ -57,3 +57,15 @@ def cpu_options() -> dict[str, str] | None:
     except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: unknown option or value
         return None
     return _OPTIONS
+
+
+def program_bytes(program: Any) -> int:
+    """Return the memory that a compiled program needs on a device, in bytes; 0 if unknown.
+
+    It includes the arguments and the outputs, and counts donated arguments once.
+    """
+    memory = program.memory_analysis()
+    if memory is None:
+        return 0
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return needed + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 
 import pytest
@@ -9,8 +10,10 @@ from conftest import tiny_config
 
 import colddiff
 from colddiff.experiment.build import build
+from colddiff.experiment.config_files import load_config
 from colddiff.experiment.user_code import source_hashes
 from colddiff.inference.generate import _settings, folder_of
+from colddiff.inference.run import saved_config
 from colddiff.runtime.errors import UserError
 from colddiff.training.loop import train
 
@@ -106,3 +109,35 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     assert json.loads((workdir / "source.json").read_text()) != began
     caplog.clear()
     assert colddiff.load(workdir).step == 6 and "source" not in caplog.text
+
+
+def test_a_run_is_loaded_from_any_folder(tmp_path, monkeypatch):
+    """FILE.py is found where the config was, and else among the sources that the run keeps."""
+    code, elsewhere, workdir = (tmp_path / name for name in ("code", "elsewhere", "run"))
+    code.mkdir()
+    elsewhere.mkdir()
+    (code / "colddiff_test_helper.py").write_text(HELPER.format(factor=0.5))
+    config_file = code / "mine.py"
+    config_file.write_text(
+        MINE.format(words="some", factor=0.5).replace(
+            'return "some"',
+            "from conftest import tiny_config\n"
+            "    config = tiny_config()\n"
+            '    config.degradation = {"name": "mine.py:dim", "num_steps": 6}\n'
+            "    return config.unlock()",
+        )
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(elsewhere)
+    config = load_config(str(config_file), ["--config.train.num_steps=1"])
+    assert config.degradation.name == f"{code}/mine.py:dim"
+    assert train(config, workdir)
+    assert saved_config(workdir).degradation.name == config.degradation.name
+    settings = _settings(colddiff.load(workdir))
+
+    shutil.move(code, workdir / "source")
+    sys.modules.pop("colddiff_test_helper", None)
+    run = colddiff.load(workdir)
+    assert run.config.degradation.name == f"{workdir}/source/mine.py:dim"
+    assert _settings(run) == settings
+    sys.modules.pop("colddiff_test_helper", None)
