@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from colddiff.runtime.errors import UserError
 
-_LARGEST = 10.0  # largest valid absolute value: Gaussian noise reaches 6, 8-bit images 255
+LARGEST = 10.0  # largest valid absolute value: Gaussian noise reaches 6, 8-bit images 255
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
 
 
@@ -44,7 +44,7 @@ def check_images(x: jax.Array, what: str) -> None:
     if not known or not x.size:
         return
     largest = np.max(np.abs(np.asarray(x)))  # np, because jnp is traced within a jit
-    if not largest <= _LARGEST:
+    if not largest <= LARGEST:
         raise UserError(
             f"{what} has absolute values up to {largest:g}; images lie on [-1, 1]. Convert 8-bit "
             "images with colddiff.images.from_uint8"
