@@ -24,7 +24,7 @@ from colddiff.degradations.blur import gaussian_blur
 from colddiff.degradations.compose import compose
 from colddiff.degradations.desaturate import desaturate
 from colddiff.degradations.mask import gaussian_mask
-from colddiff.degradations.patterns import as_partial, checked, from_pattern, split
+from colddiff.degradations.patterns import as_key, as_partial, checked, from_pattern, split
 from colddiff.degradations.pixelate import pixelate
 from colddiff.degradations.schedules import SCHEDULES, exponential, linear
 from colddiff.degradations.snow import snow
@@ -47,6 +47,7 @@ __all__ = [
     "SCHEDULES",
     "Degrade",
     "animorph",
+    "as_key",
     "as_partial",
     "blend_weights",
     "checked",

@@ -36,7 +36,7 @@ from colddiff.experiment.checks import (
     named,
     warn_of_other_ends,
 )
-from colddiff.experiment.user_code import Own, make_own, own_names
+from colddiff.experiment.user_code import Own, first_own, make_own
 from colddiff.images import truncate_to_8_bit
 from colddiff.runtime.devices import create_mesh, replicate, split_rows
 from colddiff.runtime.errors import UserError
@@ -243,8 +243,9 @@ def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]
             )
         degradations.append(_degradation({**part, "num_steps": num_steps}, data_settings))
     composed = compose(*degradations)
-    if names := list(own_names({"parts": parts})):
-        check_values(Own(names[0], None, composed), num_steps, _image_shape(data_settings))
+    if name := first_own({"parts": parts}):
+        # An own part may fail on what the parts before it return.
+        check_values(Own(name, None, composed), num_steps, _image_shape(data_settings))
     return composed
 
 

@@ -68,6 +68,12 @@ _HINTS = (  # types of error, a pattern of the message, what to write instead
     ),
     (
         TypeError,
+        "^Error interpreting argument",
+        "A jax.tree_util.Partial holds arrays only. Keep text and other settings in a closure, as "
+        "in lambda x0, t, key: ...",
+    ),
+    (
+        TypeError,
         "immutable|does not support item assignment",
         "JAX arrays cannot be changed in place. In place of x0[i] = y use x0 = x0.at[i].set(y)",
     ),
@@ -89,13 +95,11 @@ class Own(NamedTuple):
 
     def failed(self, error: Exception, shape: tuple[int, int, int]) -> UserError:
         """Return the error for an exception that D raised for one image of `shape`."""
-        place = raised_at(self.name, error)
+        place = raised_at(self.name, error) or self.defined_at()
         hint = (
-            f"D(x0, t, key) gets x0, float32 {shape}, t, an int32 scalar, and key, a typed PRNG key"
+            f"D(x0, t, key) gets x0, float32 {shape}, t, an int32 scalar, and key, a typed PRNG "
+            "key; before them, the arrays that a Partial holds"
         )
-        if not place:  # D was not entered: wrong arguments, or a Partial of something else
-            place = self.defined_at()
-            hint += "; before them, the arrays that a Partial holds. Put text into a closure"
         return _failure(f"the degradation {self.name} fails at {place}", error, hint)
 
     def defined_at(self) -> str:
@@ -145,6 +149,11 @@ def make_own(name: str, settings: Mapping[str, Any]) -> Own:
     return Own(name, factory, as_partial(degrade))
 
 
+def first_own(degradation: Mapping[str, Any]) -> str | None:
+    """Return the first FILE.py:FUNCTION of a config's `degradation` or its parts; None for none."""
+    return next(_own_names(degradation), None)
+
+
 def load_function(name: str) -> Callable[..., Any]:
     """Return the function that 'FILE.py:FUNCTION' names.
 
@@ -184,7 +193,7 @@ def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
       degradation: the config's `degradation`, after its functions were loaded.
     """
     hashes = {}
-    for name in own_names(degradation):
+    for name in _own_names(degradation):
         path, _ = _parts(name)
         folder = path.resolve().parent
         for file in sorted(_imported(path.resolve(), folder)):
@@ -280,12 +289,11 @@ def _parts(name: str) -> tuple[Path, str]:
     return Path(place).expanduser(), function
 
 
-def own_names(degradation: Mapping[str, Any]) -> Iterator[str]:
-    """Yield each FILE.py:FUNCTION of a config's `degradation`, and of its parts."""
+def _own_names(degradation: Mapping[str, Any]) -> Iterator[str]:
     if ":" in str(degradation.get("name", "")):
         yield degradation["name"]
     for part in degradation.get("parts", ()):
-        yield from own_names(part)
+        yield from _own_names(part)
 
 
 def _imported(path: Path, folder: Path, seen: frozenset[Path] = frozenset()) -> set[Path]:
