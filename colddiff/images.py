@@ -31,7 +31,7 @@ def from_uint8(images: jax.Array) -> jax.Array:
 
 
 def from_pil(
-    images: Image.Image | Sequence[Image.Image],
+    images: Image.Image | list[Image.Image] | tuple[Image.Image, ...],
     *,
     size: int | None = None,
     channels: int | None = None,
@@ -39,21 +39,23 @@ def from_pil(
     """Convert PIL images to float32 in [-1, 1], as the data sources do.
 
     Args:
-      images: one image, or a sequence of images.
+      images: one image, or a list of images.
       size: pixels a side; the shorter side is resized to it, and the longer one center-cropped.
         None keeps the pixels as they are.
       channels: 1 (gray) or 3 (RGB); None for 1 if all images are gray, and else 3.
 
     Returns:
-      `[H, W, C]` for one image, `[N, H, W, C]` for a sequence.
+      `[H, W, C]` for one image, `[N, H, W, C]` for a list.
 
     Raises:
       UserError: something is no PIL image, or the images' sizes differ.
     """
-    several = [images] if isinstance(images, Image.Image) else list(images)
+    several = images if isinstance(images, list | tuple) else [images]
     for image in several:
         if not isinstance(image, Image.Image):
             raise UserError(f"from_pil takes PIL images; got {type(image).__name__}")
+    if not several:
+        raise UserError("from_pil takes one PIL image or more; got none")
     if channels is None:
         channels = 1 if all(image.mode in _GRAY for image in several) else 3
     arrays = [pixels_of(image, channels, size=size) for image in several]

@@ -117,8 +117,8 @@ MUTANTS = (
     ),
     Mutant(
         "images.py",
-        "    if not largest <= _LARGEST:",
-        "    if largest > _LARGEST:",  # lets NaN through
+        "    if not largest <= LARGEST:",
+        "    if largest > LARGEST:",  # lets NaN through
         "degradations/test_formulas.py::test_arguments_that_cannot_be_meant_are_refused",
     ),
     Mutant(

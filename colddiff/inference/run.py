@@ -294,7 +294,8 @@ class Run:
         size, _, channels = shape = self.experiment.image_shape
         if x.ndim == 4 and x.shape[1:] == shape:
             return
-        convert = f"colddiff.images.from_pil(images, size={size}, channels={channels}) makes such"
+        convert = "Convert PIL images with colddiff.images.from_pil(images, "
+        convert += f"size={size}, channels={channels})"
         if x.shape == shape:
             convert = f"Add the batch axis with {what}[None]"
         elif x.shape == (size, size):
@@ -341,9 +342,10 @@ def _checked_seeds(seeds: Any) -> np.ndarray:
     array = np.zeros(0) if is_key else np.asarray(seeds)
     whole = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
     if not whole or not array.size or array.min() < 0 or array.max() > LARGEST_SEED:
+        shown = "a key" if is_key else seeds
         raise UserError(
-            f"seeds must be integers in 0..{LARGEST_SEED}; got {seeds}. Give a list or a range, "
-            "such as [0, 1, 2] or range(8)"
+            f"seeds must be integers in 0..{LARGEST_SEED}; got {shown}. Give a list or a range, such "
+            "as [0, 1, 2] or range(8)"
         )
     return array
 
