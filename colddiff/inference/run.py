@@ -344,8 +344,8 @@ def _checked_seeds(seeds: Any) -> np.ndarray:
     if not whole or not array.size or array.min() < 0 or array.max() > LARGEST_SEED:
         shown = "a key" if is_key else seeds
         raise UserError(
-            f"seeds must be integers in 0..{LARGEST_SEED}; got {shown}. Give a list or a range, such "
-            "as [0, 1, 2] or range(8)"
+            f"seeds must be integers in 0..{LARGEST_SEED}; got {shown}. Give a list or a range, "
+            "such as [0, 1, 2] or range(8)"
         )
     return array
 
