@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
@@ -221,6 +222,7 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     shape = _image_shape(data_settings)
     if own:
         settings["image_size"] = data_settings.image_size
+        logging.info("degradation: the user's own %s", name)
         found, again = (make_own(name, settings) for _ in range(2))
         check_own_degradation(found, again, num_steps, shape)
         return checked(found.degrade, num_steps)

@@ -150,26 +150,26 @@ def check_own_degradation(own: Own, again: Own, T: int, shape: tuple[int, int, i
         raise own.failed(error, shape) from error
     place = own.defined_at()
     if wrong := _wrong_image(xt, shape):
-        raise UserError(f"the degradation {own.name} {wrong}. It is at {place}")
+        raise UserError(f"the degradation {own.function} {wrong}. It is at {place}")
     x0, times, xts = check_values(own, T, shape)
     if not np.array_equal(xts[0], x0):
         raise UserError(
-            f"the degradation {own.name} must return x0 unchanged, to the bit, at t = 0; it "
+            f"the degradation {own.function} must return x0 unchanged, to the bit, at t = 0; it "
             f"differs by up to {np.abs(xts[0] - x0).max():.2g}. At {place}: make its parameters "
             "such that t = 0 changes nothing, or return jnp.where(t == 0, x0, xt)"
         )
     difference = np.abs(_degraded(again.degrade, x0, times) - xts).max()
     if not difference <= _SAME:
         raise UserError(
-            f"the degradation {own.name} changes when it is loaded again: two loads differ by up "
-            f"to {difference:.2g}. At {place}: draw from key with jax.random, not from np.random "
+            f"the degradation {own.function} changes when it is loaded again, by up to "
+            f"{difference:.2g}. At {place}: draw from key with jax.random, not from np.random "
             "or random; a factory may draw tables from np.random.default_rng(0)"
         )
     if T > 1 and np.array_equal(xts[-2], xts[-1]):
         logging.warning(
             "the degradation %s is the same at t = %d and t = T = %d, at %s. Tables need T + 1 "
             "entries, for t = 0..T: beyond the end, JAX reads the last one",
-            *(own.name, T - 1, T, place),
+            *(own.function, T - 1, T, place),
         )
 
 
@@ -202,13 +202,13 @@ def check_values(
         if not np.isfinite(value):
             place = _not_finite_at(own, x0, t) or own.defined_at()
             raise UserError(
-                f"the degradation {own.name} gives NaN or infinity at t = {t}. At {place}: keep "
-                "arguments of a division, root or logarithm away from 0 and below, as in "
+                f"the degradation {own.function} gives NaN or infinity at t = {t}. At {place}: "
+                "keep arguments of a division, root or logarithm away from 0 and below, as in "
                 "x0 / jnp.maximum(t, 1)"
             )
         if value > LARGEST:
             raise UserError(
-                f"the degradation {own.name} gives values up to {value:.3g} at t = {t}. At "
+                f"the degradation {own.function} gives values up to {value:.3g} at t = {t}. At "
                 f"{own.defined_at()}: return an image on [-1, 1], as x0 is, and not on [0, 255]; "
                 f"noise may leave [-1, 1], up to {LARGEST:g}"
             )
@@ -217,7 +217,7 @@ def check_values(
         logging.warning(
             "the degradation %s leaves [-1, 1]: at t = %d the root mean square of xt is %.2g. Its "
             "place is %s; networks expect images around [-1, 1]",
-            *(own.name, times[rms.argmax()], rms.max(), own.defined_at()),
+            *(own.function, times[rms.argmax()], rms.max(), own.defined_at()),
         )
     return x0, times, xts
 

@@ -93,6 +93,11 @@ class Own(NamedTuple):
     factory: Callable[..., Any] | None
     degrade: Partial
 
+    @property
+    def function(self) -> str:
+        """Return the name of FUNCTION."""
+        return _parts(self.name)[1]
+
     def failed(self, error: Exception, shape: tuple[int, int, int]) -> UserError:
         """Return the error for an exception that D raised for one image of `shape`."""
         place = raised_at(self.name, error) or self.defined_at()
@@ -100,7 +105,7 @@ class Own(NamedTuple):
             f"D(x0, t, key) gets x0, float32 {shape}, t, an int32 scalar, and key, a typed PRNG "
             "key; before them, the arrays that a Partial holds"
         )
-        return _failure(f"the degradation {self.name} fails at {place}", error, hint)
+        return _failure(f"the degradation {self.function} fails at {place}", error, hint)
 
     def defined_at(self) -> str:
         """Return where the user's file defines D, or else FUNCTION; or only the file."""
@@ -139,12 +144,12 @@ def make_own(name: str, settings: Mapping[str, Any]) -> Own:
     except UserError:
         raise
     except Exception as error:  # the user's code can raise any type
-        what = f"{name} fails at {raised_at(name, error) or place}"
+        what = f"the factory {_parts(name)[1]} fails at {raised_at(name, error) or place}"
         raise _failure(what, error, f"It was called with {given}") from error
     if not callable(degrade):
         raise UserError(
-            f"the degradation {name} must return a function; it returned {degrade!r}. At {place}: "
-            "return D(x0, t, key) itself, such as Partial(_function, table)"
+            f"the factory {_parts(name)[1]} must return a function; it returned {degrade!r}. At "
+            f"{place}: return D(x0, t, key) itself, such as Partial(_function, table)"
         )
     return Own(name, factory, as_partial(degrade))
 
@@ -177,7 +182,6 @@ def load_function(name: str) -> Callable[..., Any]:
         raise UserError(f"{path.absolute()} cannot be loaded: {reason}, at {place}") from error
     if not callable(getattr(module, function, None)):
         raise UserError(f"{path.absolute()} has no function {function!r} (degradation.name={name})")
-    logging.info("degradation: %s of %s", function, path.absolute())
     return getattr(module, function)
 
 

@@ -137,14 +137,23 @@ def test_what_may_leave_the_range_is_not_refused(good, tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_part_is_checked_with_what_the_parts_before_it_return(tmp_path):
-    body = "return jnp.where(t == 0, x0, 2 * jnp.sqrt((x0 + 1) / 2) - 1)"
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "return jnp.where(t == 0, x0, 2 * jnp.sqrt((x0 + 1) / 2) - 1)",
+            r"NaN or infinity at t = 1\. At .*mine\.py, line 13, `return jnp",
+        ),
+        ("return x0 * (1 + t)", r"values up to .* At .*mine\.py: return an image on \[-1, 1\]"),
+    ],
+)
+def test_a_part_is_checked_with_what_the_parts_before_it_return(body, message, tmp_path):
     config = config_of(tmp_path / "mine.py", D.replace("BODY", body))
     build(config)
     own, noise = {"name": config.degradation.name}, {"name": "gaussian_noise"}
     with config.unlocked():
         config.degradation = {"name": "compose", "num_steps": 6, "parts": (noise, own)}
-    with pytest.raises(UserError, match=r"NaN .* at t = 1\. At .*mine.py, line 12, `return jnp"):
+    with pytest.raises(UserError, match=message):
         build(config)
 
 
