@@ -104,10 +104,13 @@ def check_images(x: jax.Array, what: str) -> None:
       UserError: the message gives the array's type or its largest absolute value.
     """
     if not isinstance(x, np.ndarray | jax.Array):
+        first = x[0] if isinstance(x, list | tuple) and x else x
+        convert = "Convert PIL images with colddiff.images.from_pil"
+        if not isinstance(first, Image.Image):
+            convert = "Convert it with jnp.asarray, or a list of arrays with jnp.stack"
         raise UserError(
             f"{what} is of type {type(x).__name__}; it must be an array of floats on [-1, 1]. "
-            "Convert a PIL image, or a list of them, with colddiff.images.from_pil, and a list of "
-            "arrays with jnp.stack"
+            f"{convert}"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(

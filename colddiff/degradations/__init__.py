@@ -9,8 +9,9 @@ traced arguments, never constants of the compiled program. `DEGRADATIONS` names 
 the configs. Callers batch with `jax.vmap`. A random degradation is two functions in a row, which
 `split` returns: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
 
-A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T. Values
-cannot be checked within `jit`. Under `vmap` only an unmapped t is checked (`checked`).
+A degradation refuses integer images, NaN, values far outside [-1, 1], a batch, t outside 0..T and
+seeds in place of keys. Values cannot be checked within `jit`. Under `vmap` only an unmapped t is
+checked (`checked`).
 
 If x0 is in [-1, 1], so is xt, except for bicubic pixelation and the blends.
 """

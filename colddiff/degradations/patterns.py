@@ -112,7 +112,10 @@ def as_key(key: jax.Array) -> jax.Array:
     if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         if shape == ():
             return key
-        raise UserError(f"key must be one PRNG key; got keys of shape {shape}")
+        raise UserError(
+            f"key must be one PRNG key; got keys of shape {shape}. To degrade a batch use "
+            "jax.vmap(degrade, (0, None, 0)); sampling makes a key for each image from one"
+        )
     if dtype == np.uint32 and len(shape) == 1:
         return jax.random.wrap_key_data(jnp.asarray(key))
     if isinstance(key, Integral):

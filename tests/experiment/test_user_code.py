@@ -141,8 +141,8 @@ def test_what_may_leave_the_range_is_not_refused(good, tmp_path, caplog):
     ("body", "message"),
     [
         (
-            "return jnp.where(t == 0, x0, 2 * jnp.sqrt((x0 + 1) / 2) - 1)",
-            r"NaN or infinity at t = 1\. At .*mine\.py, line 13, `return jnp",
+            "return jnp.where(t == 0, x0, t / 3 * jnp.sqrt((x0 + 1) / 2) - 1)",
+            r"NaN or infinity at t = 1\. At .*mine\.py, line 12, `return jnp",
         ),
         ("return x0 * (1 + t)", r"values up to .* At .*mine\.py: return an image on \[-1, 1\]"),
     ],

@@ -169,8 +169,8 @@ def test_wrong_arguments_of_sample(run, x0):
 
 GRAY = Image.new("L", (16, 16), 255)
 IMAGES = {  # what is given instead of images [2, 16, 16, 1], and the message
-    "PIL": (GRAY, r"is of type Image; .* Convert a PIL image, .* colddiff\.images\.from_pil"),
-    "a list of PIL": ([GRAY, GRAY], "is of type list; .* or a list of them, with .*from_pil"),
+    "PIL": (GRAY, r"is of type Image; .* Convert PIL images with colddiff\.images\.from_pil"),
+    "a list of PIL": ([GRAY, GRAY], "is of type list; .* Convert PIL images with .*from_pil"),
     "a list of arrays": ([np.zeros((16, 16, 1))], r"is of type list; .* arrays with jnp\.stack"),
     "uint8": (np.zeros((2, 16, 16, 1), np.uint8), r"of type uint8; .*colddiff\.images\.from_uint8"),
     "levels": (np.full((2, 16, 16, 1), 200.0), "absolute values up to 200; .*from_uint8"),
