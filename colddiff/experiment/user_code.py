@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import linecache
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -126,11 +127,11 @@ def make_own(name: str, settings: Mapping[str, Any]) -> Own:
       UserError: the file or the function fails, or the function returns no function.
     """
     factory = load_function(name)
-    place = _definition(name, factory)
+    place = _definition(name, factory) or str(_parts(name)[0])
     signature = inspect.signature(factory)
     if "image_size" not in signature.parameters:
         settings = {k: v for k, v in settings.items() if k != "image_size"}
-    given = ", ".join(f"{k}={v!r}" for k, v in settings.items() if k != "bank")
+    given = ", ".join(f"{k}={reprlib.repr(v)}" for k, v in settings.items() if k != "bank")
     try:
         signature.bind(**settings)
     except TypeError as error:
