@@ -1,4 +1,4 @@
-"""Conversion of images, uint8 <-> [-1, 1], and pictures of many images."""
+"""Conversion of images, uint8 and PIL <-> [-1, 1], and pictures of many images."""
 
 import math
 import textwrap
@@ -7,23 +7,94 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from absl import logging
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from colddiff.runtime.errors import UserError
 
-_LARGEST = 10.0  # largest valid absolute value: Gaussian noise reaches 6, 8-bit images 255
+LARGEST = 10.0  # largest valid absolute value: Gaussian noise reaches 6, 8-bit images 255
+_NEAR = 0.05  # images are taken for [0, 1] if they come as near as this to both of its ends
+_MODES = {1: "L", 3: "RGB"}
+_GRAY = ("1", "L", "LA", "I", "I;16", "F")
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
-    """Convert uint8 to float32 in [-1, 1], any shape."""
+    """Convert uint8 to float32 in [-1, 1], any shape.
+
+    Raises:
+      UserError: the images are of another type.
+    """
+    if images.dtype != np.uint8:
+        raise UserError(f"from_uint8 takes 8-bit images, uint8; got {images.dtype}")
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def check_images(x: jax.Array, what: str) -> None:
-    """Refuse arrays that cannot be images around [-1, 1]: integers, NaN, values far outside.
+def from_pil(
+    images: Image.Image | list[Image.Image] | tuple[Image.Image, ...],
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+) -> jax.Array:
+    """Convert PIL images to float32 in [-1, 1], as the data sources do.
 
-    Only the type is checked if the array is traced, or spread over several hosts.
+    Args:
+      images: one image, or a list of images.
+      size: pixels a side; the shorter side is resized to it, and the longer one center-cropped.
+        None keeps the pixels as they are.
+      channels: 1 (gray) or 3 (RGB); None for 1 if all images are gray, and else 3.
+
+    Returns:
+      `[H, W, C]` for one image, `[N, H, W, C]` for a list.
+
+    Raises:
+      UserError: something is no PIL image, or the images' sizes differ.
+    """
+    several = images if isinstance(images, list | tuple) else [images]
+    for image in several:
+        if not isinstance(image, Image.Image):
+            raise UserError(f"from_pil takes PIL images; got {type(image).__name__}")
+    if not several:
+        raise UserError("from_pil takes one PIL image or more; got none")
+    if channels is None:
+        channels = 1 if all(image.mode in _GRAY for image in several) else 3
+    arrays = [pixels_of(image, channels, size=size) for image in several]
+    if len({array.shape for array in arrays}) != 1:
+        sizes = sorted({image.size for image in several})
+        raise UserError(f"from_pil got images of sizes {sizes}; give size= to make them equal")
+    converted = from_uint8(jnp.asarray(np.stack(arrays)))
+    return converted[0] if isinstance(images, Image.Image) else converted
+
+
+def pixels_of(
+    image: Image.Image,
+    channels: int,
+    *,
+    size: int | None = None,
+    background: tuple[int, ...] = (0, 0, 0),
+) -> np.ndarray:
+    """Return a PIL image upright, on `background` where it is transparent; uint8 `[H, W, C]`.
+
+    If `size` is given, the shorter side is resized to it, and the longer one center-cropped.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(below, image)
+    if image.mode.startswith("I"):  # 16-bit gray, which PIL would clip instead of scale
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    image = image.convert(_MODES[channels])
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def check_images(x: jax.Array, what: str) -> None:
+    """Refuse what cannot be images around [-1, 1]: other types, NaN, values far outside.
+
+    If the values look like images on [0, 1], this is only a warning: bright images on [-1, 1] may
+    lie there too. Only the type is checked if the array is traced, or spread over several hosts.
 
     Args:
       x: the array to check.
@@ -32,10 +103,18 @@ def check_images(x: jax.Array, what: str) -> None:
     Raises:
       UserError: the message gives the array's type or its largest absolute value.
     """
-    dtype = getattr(x, "dtype", type(x).__name__)
-    if not (hasattr(x, "dtype") and jnp.issubdtype(dtype, jnp.floating)):
+    if not isinstance(x, np.ndarray | jax.Array):
+        first = x[0] if isinstance(x, list | tuple) and x else x
+        convert = "Convert PIL images with colddiff.images.from_pil"
+        if not isinstance(first, Image.Image):
+            convert = "Convert it with jnp.asarray, or a list of arrays with jnp.stack"
         raise UserError(
-            f"{what} is of type {dtype}; it must be floats on [-1, 1]. Convert 8-bit images with "
+            f"{what} is of type {type(x).__name__}; it must be an array of floats on [-1, 1]. "
+            f"{convert}"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(
+            f"{what} is of type {x.dtype}; it must be floats on [-1, 1]. Convert 8-bit images with "
             "colddiff.images.from_uint8"
         )
     known = not isinstance(x, jax.core.Tracer)
@@ -43,11 +122,21 @@ def check_images(x: jax.Array, what: str) -> None:
         known = x.is_fully_addressable
     if not known or not x.size:
         return
-    largest = np.max(np.abs(np.asarray(x)))  # np, because jnp is traced within a jit
-    if not largest <= _LARGEST:
+    values = np.asarray(x)  # np, because jnp is traced within a jit
+    low, high = values.min(), values.max()
+    largest = np.maximum(-low, high)  # NaN if there is one
+    if not largest <= LARGEST:
+        convert = "Convert 8-bit images with colddiff.images.from_uint8"
+        if not np.isfinite(largest):
+            convert = "Set jax.config.update('jax_debug_nans', True) to find what made it"
         raise UserError(
-            f"{what} has absolute values up to {largest:g}; images lie on [-1, 1]. Convert 8-bit "
-            "images with colddiff.images.from_uint8"
+            f"{what} has absolute values up to {largest:g}; images lie on [-1, 1]. {convert}"
+        )
+    if 0 <= low <= _NEAR and 1 - _NEAR <= high <= 1:
+        logging.warning(
+            "%s has values from %.3g to %.3g, as if it lay on [0, 1]; images lie on [-1, 1]. If it "
+            "does, convert it with 2 * x - 1",
+            *(what, low, high),
         )
 
 

@@ -117,8 +117,8 @@ MUTANTS = (
     ),
     Mutant(
         "images.py",
-        "    if not largest <= _LARGEST:",
-        "    if largest > _LARGEST:",  # lets NaN through
+        "    if not largest <= LARGEST:",
+        "    if largest > LARGEST:",  # lets NaN through
         "degradations/test_formulas.py::test_arguments_that_cannot_be_meant_are_refused",
     ),
     Mutant(
@@ -232,6 +232,24 @@ MUTANTS = (
         "experiment/test_user_code.py::test_the_source_is_the_file_and_what_it_imports_from_beside",
     ),
     Mutant(
+        "experiment/user_code.py",
+        'return next(filter(None, reversed(places)), "")',
+        'return next(filter(None, places), "")',  # the first of the user's lines
+        "experiment/test_user_code.py::test_a_mistake_has_its_line_and_a_hint",
+    ),
+    Mutant(
+        "experiment/checks.py",
+        "_degraded(again.degrade, x0, times)",
+        "_degraded(own.degrade, x0, times)",  # as if FILE.py was loaded once
+        "experiment/test_user_code.py::test_a_mistake_has_its_line_and_a_hint",
+    ),
+    Mutant(
+        "experiment/build.py",
+        "    if name := first_own(",
+        "    if name := {}.get(",
+        "experiment/test_user_code.py::test_a_part_is_checked_with_what_the_parts_before_it_return",
+    ),
+    Mutant(
         "inference/prior.py",
         '            "images": read_json(workdir / "data.json"),\n',
         "",
@@ -269,7 +287,7 @@ MUTANTS = (
         "data/test_data.py::test_linked_folders_are_read_once_and_loops_end",
     ),
     Mutant(
-        "data/sources.py",
+        "images.py",
         "    if image.has_transparency_data:\n",
         "    if False:\n",
         "data/test_data.py::test_transparent_pixels_show_the_background",
@@ -287,7 +305,7 @@ MUTANTS = (
         "data/test_data.py::test_neither_split_of_a_folder_is_ever_empty",
     ),
     Mutant(
-        "data/sources.py",
+        "images.py",
         _PIL,
         "Image.Resampling.BICUBIC",
         "data/test_data.py::test_the_middle_square_is_resized_by_a_triangle_filter",

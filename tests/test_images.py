@@ -2,10 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
 from colddiff import images
+from colddiff.data import sources
 from colddiff.runtime import files
+from colddiff.runtime.errors import UserError
 
 
 def test_uint8_round_trip_is_exact():
@@ -27,6 +30,38 @@ def test_truncation_keeps_levels_and_drops_fractions():
     assert np.array_equal(images.truncate_to_8_bit(once), once)
 
 
+def test_pil_images_are_converted_as_the_data_sources_do(tmp_path):
+    """Compare levels, and the size and channels of a wide RGB file with `folder:PATH`."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    one = images.from_pil(Image.fromarray(pixels))
+    assert one.shape == (16, 16, 1) and one.dtype == jnp.float32
+    assert np.array_equal(images.to_uint8(one)[..., 0], pixels)
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    both = images.from_pil([wide, Image.fromarray(pixels)], size=8)
+    assert both.shape == (2, 8, 8, 3)
+    for i in range(2):
+        wide.save(tmp_path / f"{i}.png")
+    [expected] = sources.load(f"folder:{tmp_path}", "test", size=8, channels=3)
+    assert np.array_equal(images.to_uint8(both[0]), expected)
+    assert images.from_pil([wide], channels=1).shape == (1, 20, 30, 1)
+    for wrong, message in (
+        ([wide, Image.fromarray(pixels)], r"sizes \[\(16, 16\), \(30, 20\)\]; give size="),
+        (pixels, "takes PIL images; got ndarray"),
+        ([], "takes one PIL image or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            images.from_pil(wrong)
+    with pytest.raises(UserError, match="takes 8-bit images, uint8; got float32"):
+        images.from_uint8(one)
+
+
+def test_a_picture_must_be_one_of_8_bits(tmp_path):
+    for wrong in (np.zeros((8, 8, 1)), np.zeros((2, 8, 8, 1), np.uint8)):
+        with pytest.raises(UserError, match=r"must be uint8 \[H, W, 1 or 3\]; got .*to_uint8"):
+            files.save_png(tmp_path / "a.png", wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_grid_shows_every_image_in_its_place(tmp_path):
     tones = np.linspace(-1, 1, 6).reshape(2, 3)  # column, row
     columns = [np.broadcast_to(c[:, None, None, None], (3, 8, 8, 1)) for c in tones]
@@ -38,7 +73,7 @@ def test_grid_shows_every_image_in_its_place(tmp_path):
             pixel = picture[header + j * 18 + 8, 2 + i * 18 + 8]
             assert np.array_equal(pixel, images.to_uint8(np.full(3, tones[i, j])))
     assert (picture[:header] < 128).any()  # the titles
-    files.save_png(tmp_path / "new" / "grid.png", picture)
+    files.save_png(str(tmp_path / "new" / "grid.png"), picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), picture)
 
 

@@ -31,11 +31,11 @@ from absl import logging
 from PIL import Image, ImageOps
 
 from colddiff.data.folders import SPLITS, split_files
+from colddiff.images import pixels_of
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 from colddiff.runtime.files import file_system_failed, patiently
 
 BLACK = (0, 0, 0)
-_MODES = {1: "L", 3: "RGB"}
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
 _CHUNK = 256  # images decoded in parallel
 _FORMATS = ("PNG", "JPEG")  # PIL uses no other decoder, whatever the file's name
@@ -193,7 +193,7 @@ def _records(source: str, split: str, channels: int, limit: int) -> Records:
     if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
         valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
         raise unknown_name("data source", source, valid)
-    if channels not in _MODES:
+    if channels not in (1, 3):
         raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
@@ -288,27 +288,11 @@ class _LazyImages:
         image = self._records.open(i)
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
-        return _fit(image, self._size, self._channels, self._background)
+        return pixels_of(image, self._channels, size=self._size, background=self._background)
 
     def _nothing(self) -> UserError:
         names = self._records.names
         return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
-
-
-def _fit(image: Image.Image, size: int, channels: int, background: tuple[int, ...]) -> np.ndarray:
-    """Return the image upright, opaque, resized by its shorter side and center-cropped.
-
-    The result is uint8 `[size, size, channels]`.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(below, image)
-    if image.mode.startswith("I"):  # 16-bit gray, which PIL would clip instead of scale
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    image = ImageOps.fit(image.convert(_MODES[channels]), (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, channels)
 
 
 def _digits(argument: str, split: str) -> Records:

@@ -9,8 +9,9 @@ traced arguments, never constants of the compiled program. `DEGRADATIONS` names 
 the configs. Callers batch with `jax.vmap`. A random degradation is two functions in a row, which
 `split` returns: `draw(key, shape) -> pattern` and `apply(x0, t, pattern) -> xt`.
 
-A degradation refuses integer images, NaN, values far outside [-1, 1] and t outside 0..T. Values
-cannot be checked within `jit`. Under `vmap` only an unmapped t is checked (`checked`).
+A degradation refuses integer images, NaN, values far outside [-1, 1], a batch, t outside 0..T and
+seeds in place of keys. Values cannot be checked within `jit`. Under `vmap` only an unmapped t is
+checked (`checked`).
 
 If x0 is in [-1, 1], so is xt, except for bicubic pixelation and the blends.
 """
@@ -24,7 +25,7 @@ from colddiff.degradations.blur import gaussian_blur
 from colddiff.degradations.compose import compose
 from colddiff.degradations.desaturate import desaturate
 from colddiff.degradations.mask import gaussian_mask
-from colddiff.degradations.patterns import as_partial, checked, from_pattern, split
+from colddiff.degradations.patterns import as_key, as_partial, checked, from_pattern, split
 from colddiff.degradations.pixelate import pixelate
 from colddiff.degradations.schedules import SCHEDULES, exponential, linear
 from colddiff.degradations.snow import snow
@@ -47,6 +48,7 @@ __all__ = [
     "SCHEDULES",
     "Degrade",
     "animorph",
+    "as_key",
     "as_partial",
     "blend_weights",
     "checked",

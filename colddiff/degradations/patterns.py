@@ -7,9 +7,11 @@ refuse invalid images and severities.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -54,16 +56,23 @@ class _Severities:
     T: int
 
     def check(self, t: jax.Array | int) -> None:
-        if isinstance(t, jax.core.Tracer):
-            return
-        if np.ndim(t) or not 0 <= np.asarray(t) <= self.T:  # not jnp: a jit would trace it
-            raise UserError(f"t={t} must be one severity in 0..T={self.T}")
+        array = t if isinstance(t, jax.core.Tracer) else np.asarray(t)  # a jit would trace jnp's
+        valid = array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer)
+        if valid and not isinstance(t, jax.core.Tracer):
+            valid = 0 <= array <= self.T
+        if not valid:
+            raise UserError(
+                f"t={t} must be one severity in 0..T={self.T}, an integer. To give each image of a "
+                "batch its own t, use jax.vmap"
+            )
 
 
 def checked(degrade: Callable[..., jax.Array], num_steps: int) -> Partial:
-    """Return D that refuses images that are not floats around [-1, 1], and t outside 0..T.
+    """Return D that refuses all but one image of floats around [-1, 1], t in 0..T, and one key.
 
-    Traced values cannot be checked. Within `jit` and `vmap` only the images' dtype is checked and,
+    An old-style key, uint32 `[2]`, is converted to a typed one.
+
+    Traced values cannot be checked. Within `jit` and `vmap` only shapes and dtypes are checked and,
     under `vmap`, an unmapped t. A traced t outside 0..T silently gives another severity.
 
     Args:
@@ -93,6 +102,27 @@ def num_steps_of(degrade: Callable[..., jax.Array]) -> int | None:
     return None
 
 
+def as_key(key: jax.Array) -> jax.Array:
+    """Return one PRNG key, typed: an old-style key, uint32 `[2]`, is converted.
+
+    Raises:
+      UserError: `key` is a seed, several keys or something else.
+    """
+    dtype, shape = getattr(key, "dtype", None), np.shape(key)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return key
+        raise UserError(
+            f"key must be one PRNG key; got keys of shape {shape}. To degrade a batch use "
+            "jax.vmap(degrade, (0, None, 0)); sampling makes a key for each image from one"
+        )
+    if dtype == np.uint32 and len(shape) == 1:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if isinstance(key, Integral):
+        raise UserError(f"key={key} is a seed; make a PRNG key of it with jax.random.key({key})")
+    raise UserError(f"key={key} must be a PRNG key; make one with jax.random.key(0)")
+
+
 def as_partial(function: Callable) -> Partial:
     """Return the function as a pytree, which can be an argument of a jitted function."""
     return function if isinstance(function, Partial) else Partial(function)
@@ -102,8 +132,13 @@ def _check_and_degrade(
     severities: _Severities, degrade: Partial, x0: jax.Array, t: jax.Array, key: jax.Array
 ) -> jax.Array:
     check_images(x0, "x0")
+    if x0.ndim != 3:
+        convert = "Add the channel axis with x0[..., None]"
+        if x0.ndim > 2:
+            convert = "For a batch use jax.vmap(degrade, (0, None, 0)), with a key for each image"
+        raise UserError(f"this degradation takes one image [H, W, C]; got {x0.shape}. {convert}")
     severities.check(t)
-    return degrade(x0, t, key)
+    return degrade(jnp.asarray(x0), jnp.asarray(t, jnp.int32), as_key(key))
 
 
 def _draw_and_apply(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
@@ -23,7 +24,6 @@ from colddiff.degradations import (
     DEGRADATIONS,
     SCHEDULES,
     Degrade,
-    as_partial,
     checked,
     compose,
 )
@@ -31,11 +31,13 @@ from colddiff.experiment.checks import (
     check_degradation,
     check_nothing_is_left,
     check_numbers,
+    check_own_degradation,
     check_sampler,
+    check_values,
     named,
     warn_of_other_ends,
 )
-from colddiff.experiment.user_code import load_function
+from colddiff.experiment.user_code import Own, first_own, make_own
 from colddiff.images import truncate_to_8_bit
 from colddiff.runtime.devices import create_mesh, replicate, split_rows
 from colddiff.runtime.errors import UserError
@@ -82,8 +84,7 @@ class Experiment(NamedTuple):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Return (H, W, C)."""
-        settings = self.config.data
-        return settings.image_size, settings.image_size, settings.channels
+        return _image_shape(self.config.data)
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -191,6 +192,10 @@ def _no_mixture(*, size: int, components: int) -> Mixture:
     )
 
 
+def _image_shape(data_settings: ConfigDict) -> tuple[int, int, int]:
+    return data_settings.image_size, data_settings.image_size, data_settings.channels
+
+
 def _unchanged(xt: jax.Array) -> jax.Array:
     return xt
 
@@ -200,7 +205,7 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     settings = dict(settings)
     name, num_steps = settings.pop("name", None), settings["num_steps"]
     own = isinstance(name, str) and ":" in name
-    factory = load_function(name) if own else named(DEGRADATIONS, "degradation", name)
+    factory = None if own else named(DEGRADATIONS, "degradation", name)
     if factory is compose:
         return _call("degradation", _composed, data_settings, **settings)
     if "image_size" in settings:
@@ -214,13 +219,17 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
     if "bank" in settings:
         bank = _mapping("degradation.bank", settings["bank"])
         settings |= _call("degradation.bank", _load_bank, data_settings, **bank)
+    shape = _image_shape(data_settings)
+    if own:
+        settings["image_size"] = data_settings.image_size
+        logging.info("degradation: the user's own %s", name)
+        found, again = (make_own(name, settings) for _ in range(2))
+        check_own_degradation(found, again, num_steps, shape)
+        return checked(found.degrade, num_steps)
     if "image_size" in inspect.signature(factory).parameters:
         settings["image_size"] = data_settings.image_size
     degrade = _call("degradation", factory, **settings)
-    if not callable(degrade):
-        raise UserError(f"the degradation {name} must return a function; it returned {degrade!r}")
-    shape = (data_settings.image_size, data_settings.image_size, data_settings.channels)
-    check_degradation(name, as_partial(degrade), shape)
+    check_degradation(name, degrade, shape)
     return checked(degrade, num_steps)
 
 
@@ -235,7 +244,11 @@ def _composed(data_settings: ConfigDict, *, num_steps: int, parts: Sequence[Any]
                 f"num_steps={num_steps}; leave it out"
             )
         degradations.append(_degradation({**part, "num_steps": num_steps}, data_settings))
-    return compose(*degradations)
+    composed = compose(*degradations)
+    if name := first_own({"parts": parts}):
+        # An own part may fail on what the parts before it return.
+        check_values(Own(name, None, composed), num_steps, _image_shape(data_settings))
+    return composed
 
 
 def _load_bank(

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from absl import logging
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from colddiff.degradations import Degrade, as_partial
+from colddiff.degradations import Degrade, as_key, as_partial
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import (
     Experiment,
@@ -41,7 +42,6 @@ from colddiff.runtime.devices import (
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.priors import Prior
 from colddiff.sampling.samplers import (
-    Restore,
     Result,
     Sampler,
     Times,
@@ -130,13 +130,36 @@ class Run:
 
     @property
     def degrade(self) -> Degrade:
-        """Return `D(x0, t, key) -> xt` for one image `[H, W, C]`; `jax.vmap` it for a batch."""
+        """Return `D(x0, t, key) -> xt` for one image `[H, W, C]`; `jax.vmap` it for a batch.
+
+        D raises a UserError if x0, t or the key is something else (`degradations.checked`).
+        """
         return self.experiment.degrade
 
-    @property
-    def restore(self) -> Restore:
-        """Return `R(params, xt, t) -> x0_hat` for a batch."""
-        return self.experiment.restore
+    def restore(self, params: Any, xt: jax.Array, t: jax.Array | int) -> jax.Array:
+        """Return x0_hat, the restorer's estimate of x0 from xt, both `[B, H, W, C]` on [-1, 1].
+
+        Args:
+          params: the restorer's parameters, such as `run.params`.
+          xt: images degraded to severity t.
+          t: the severity of each image, `[B]`, or of all; integers in 0..T.
+
+        Raises:
+          UserError: xt cannot be images of this run, or t severities of them.
+        """
+        self._check_batch(xt, "xt")
+        traced = isinstance(t, jax.core.Tracer)
+        times = t if traced else np.asarray(t)
+        valid = times.shape in ((), (len(xt),)) and jnp.issubdtype(times.dtype, jnp.integer)
+        if valid and not traced:
+            valid = np.all((times >= 0) & (times <= self.T))
+        if not valid:
+            raise UserError(
+                f"t={t} must be one severity in 0..T={self.T} for each of the {len(xt)} images, or "
+                "one for all; integers"
+            )
+        times = jnp.broadcast_to(jnp.asarray(times, jnp.int32), len(xt))
+        return self.experiment.restore(params, jnp.asarray(xt, jnp.float32), times)
 
     @functools.cached_property
     def prior(self) -> Prior | None:
@@ -169,8 +192,8 @@ class Run:
           params: the restorer's parameters, such as `run.params`.
           xT: images degraded to severity T, or to the first of `times`. With
             `config.data.eight_bit`, the sampler gets xT cut to 8 bits, as in training.
-          key: key of the degradation's random patterns; image i uses `fold_in(key, i)`. Key 0 if
-            None. To make xT with the same patterns, degrade with `image_keys(key, 0, B)`.
+          key: one key of the degradation's random patterns; image i uses `fold_in(key, i)`. Key 0
+            if None. To make xT with the same patterns, degrade with `image_keys(key, 0, B)`.
           sampler: a name of `sampling.samplers.SAMPLERS`, or a sampler function such as
             `Partial(ddim, eta=0.5)` or your own; the config's if None.
           steps: number of sampler steps, spread evenly over T; the config's if None.
@@ -180,15 +203,12 @@ class Run:
 
         Raises:
           UserError: xT has another shape or type, or values that are not finite or far outside
-            [-1, 1]; the sampler is unknown; or steps or times are outside 0..T.
+            [-1, 1]; the key is no key; the sampler is unknown; or steps or times are outside 0..T.
         """
-        if np.ndim(xT) != 4 or xT.shape[1:] != self.experiment.image_shape:
-            shape = ("B", *self.experiment.image_shape)
-            raise UserError(f"xT must be of shape {shape}; got {np.shape(xT)}")
-        check_images(xT, "xT")
+        self._check_batch(xT, "xT")
         restoration = self.restoration(params, sampler)
         times = self._times(restoration.sampler, steps, times, iterates_at)
-        keys = image_keys(jax.random.key(0) if key is None else key, 0, len(xT))
+        keys = image_keys(jax.random.key(0) if key is None else as_key(key), 0, len(xT))
         xT = jnp.asarray(xT, jnp.float32)
         # The batch is split over the devices if it divides evenly, and replicated otherwise.
         mesh = create_mesh()
@@ -238,10 +258,7 @@ class Run:
                 "config.prior.name is 'none': there is no xT to generate from. Use a config that "
                 "has a prior, such as configs/generate_blur_digits.py"
             )
-        seeds = np.asarray(seeds)
-        whole = seeds.ndim == 1 and np.issubdtype(seeds.dtype, np.integer)
-        if not whole or not seeds.size or seeds.min() < 0 or seeds.max() > LARGEST_SEED:
-            raise UserError(f"seeds must be integers in 0..{LARGEST_SEED}; got {seeds}")
+        seeds = _checked_seeds(seeds)
         restoration = self.restoration(params, sampler)._replace(network_input=Partial(_unchanged))
         times, marks = self._times(restoration.sampler, steps, times, iterates_at)
         if times[0] != self.T:
@@ -270,8 +287,26 @@ class Run:
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else as_partial(sampler)
         check_sampler(function, self.degrade)
-        parts = (self.restore, self.degrade, self.experiment.network_input)
+        parts = (self.experiment.restore, self.degrade, self.experiment.network_input)
         return Restoration(function, *map(as_partial, parts), params)
+
+    def _check_batch(self, x: jax.Array, what: str) -> None:
+        """Refuse what is not a batch of this run's images; `what` is its name, for the message."""
+        check_images(x, what)
+        size, _, channels = shape = self.experiment.image_shape
+        if x.ndim == 4 and x.shape[1:] == shape:
+            return
+        convert = "Convert PIL images with colddiff.images.from_pil(images, "
+        convert += f"size={size}, channels={channels})"
+        if x.shape == shape:
+            convert = f"Add the batch axis with {what}[None]"
+        elif x.shape == (size, size):
+            convert = f"Add the batch and the channel axis with {what}[None, ..., None]"
+        elif x.shape[1:] == (size, size):
+            convert = f"Add the channel axis with {what}[..., None]"
+        elif x.shape[1:] == (channels, size, size):
+            convert = f"Put the channels last with jnp.moveaxis({what}, 1, -1)"
+        raise UserError(f"{what} must be of shape {('B', *shape)}; got {x.shape}. {convert}")
 
     def _times(
         self,
@@ -281,6 +316,8 @@ class Run:
         iterates_at: Times | None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Check and return the times that the sampler visits, and `iterates_at`; int32."""
+        if not isinstance(steps, Integral | None):
+            raise UserError(f"steps={steps} must be a whole number, 1..T={self.T}")
         if times is None:
             times = times_between(self.T, self.experiment.steps if steps is None else steps)
         elif steps is not None:
@@ -295,6 +332,24 @@ class Run:
 
 def _unchanged(xT: jax.Array) -> jax.Array:
     return xT
+
+
+def _checked_seeds(seeds: Any) -> np.ndarray:
+    """Return the seeds as an array `[B]`.
+
+    Raises:
+      UserError: they are not integers in 0..2³²-1, or there is none.
+    """
+    is_key = jax.dtypes.issubdtype(getattr(seeds, "dtype", None), jax.dtypes.prng_key)
+    array = np.zeros(0) if is_key else np.asarray(seeds)
+    whole = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+    if not whole or not array.size or array.min() < 0 or array.max() > LARGEST_SEED:
+        shown = "a key" if is_key else seeds
+        raise UserError(
+            f"seeds must be integers in 0..{LARGEST_SEED}; got {shown}. Give a list or a range, "
+            "such as [0, 1, 2] or range(8)"
+        )
+    return array
 
 
 def _places(seeds: np.ndarray, count: int) -> np.ndarray:
@@ -339,7 +394,7 @@ def load(
       UserError: `workdir` holds no such checkpoint, or one of another run. Untrained weights are
         never returned.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     with _open(workdir) as manager:
         step = _chosen(manager, workdir, step)
         saved = _saved_config(manager, workdir, step)

@@ -187,17 +187,28 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> list[str]:
     return [header, "|" + "---|" * len(cells[0]), *rows]
 
 
-def save_gif(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
+def save_gif(path: str | Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
     """Write uint8 `[H, W, 3]` frames as a looping GIF; the last frame stays a second longer."""
     first, *rest = (Image.fromarray(f).quantize(dither=Image.Dither.NONE) for f in frames)
     each = round(1000 * seconds / len(frames))
     times = [*[each] * len(rest), each + 1000]
-    with atomic_write(path) as file:
+    with atomic_write(Path(path).expanduser()) as file:
         first.save(file, "gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
-def save_png(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`; create its folder."""
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write uint8 `[H, W, 3]`, or `[H, W, 1]` as a gray image, to `path`; create its folder.
+
+    Raises:
+      UserError: the picture has another type or shape.
+    """
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] not in (1, 3):
+        raise UserError(
+            f"a picture must be uint8 [H, W, 1 or 3]; got {picture.dtype} {picture.shape}. Convert "
+            "an image on [-1, 1] with colddiff.images.to_uint8, and draw several with "
+            "colddiff.images.grid or mosaic"
+        )
     gray = picture.shape[-1] == 1
-    with atomic_write(path) as file:
+    with atomic_write(Path(path).expanduser()) as file:
         Image.fromarray(picture[..., 0] if gray else picture).save(file, "png")

@@ -206,13 +206,9 @@ class _Loop:
         values = jax.device_get(metrics)
         for at, found in enumerate(values, step - len(values) + 1):
             if not all(map(math.isfinite, found.values())):
-                told = ", ".join(f"{name} {float(value):g}" for name, value in found.items())
                 path = keep_batch(self.run.config, self.images, self.run.workdir, at)
-                raise UserError(
-                    f"the training diverged at step {at}: {told}. The step's images are in {path}; "
-                    "the last checkpoint is from an earlier step. Try a lower "
-                    "config.train.learning_rate; if it diverges again, use another --workdir"
-                )
+                saved = self.manager.latest_step()
+                raise UserError(_divergence(at, found, path, saved))
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
         for name, value in (means | {"waiting_for_data": self.meter.waited()}).items():
             self.events.scalar(f"train/{name}", value, step)
@@ -242,6 +238,27 @@ class _Loop:
         self.events.flush()
         checkpoint.save(self.manager, state, self.run.config, scores or None)
         return stopping
+
+
+def _divergence(step: int, metrics: Metrics, images: Path, saved: int | None) -> str:
+    """Return the message for a step whose metrics are not all finite.
+
+    Args:
+      step: the step, from 1.
+      metrics: its metrics; loss and gradient are those before the step's update.
+      images: the file with the step's images.
+      saved: the step of the last checkpoint, if any.
+    """
+    told = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items())
+    advice = "Try a lower config.train.learning_rate"
+    if saved is not None:
+        advice += f"; if it diverges again after the checkpoint of step {saved}, use another "
+        advice += "--workdir"
+    if step == 1 and not all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
+        advice = "The network is still the initial one, so look for the cause in the images, in "
+        advice += "the degradation (--mode=degrade draws it) and in the network's settings"
+    where = f"The step's images are in {images}"
+    return f"the training diverged at step {step}: {told}. {where}. {advice}"
 
 
 def _pictures(run: Run, images: np.ndarray) -> dict[str, np.ndarray]:

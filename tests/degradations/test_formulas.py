@@ -393,7 +393,7 @@ def test_settings_that_cannot_work_are_refused(factory, settings, message):
 @pytest.mark.parametrize(
     ("degrade", "shape", "message"),
     [
-        (gaussian_blur(**BLUR), (2, 32, 32, 3), r"takes one image of shape \(32, 32, 'C'\)"),
+        (gaussian_blur(**BLUR), (2, 32, 32, 3), r"takes one image \[H, W, C\]; .* use jax.vmap"),
         (gaussian_blur(**BLUR), (16, 16, 3), r"takes one image of shape \(32, 32, 'C'\)"),
         (gaussian_mask(**MASK), (16, 16, 3), r"takes one image of shape \(32, 32, 'C'\)"),
         (gaussian_mask(**MASK | {"center": (0, 1)}), (64, 64, 3), "takes one image"),

@@ -1,7 +1,8 @@
-"""Detection of changes in the source of the user's own degradation."""
+"""The user's own degradation: mistakes in it, and changes in its source."""
 
 import json
 import logging
+import re
 import shutil
 import sys
 
@@ -38,6 +39,137 @@ def dim(*, num_steps):
 
     return lambda x0, t, key: {factor} * share(t, num_steps) * x0 + (1 - share(t, num_steps)) * x0
 '''
+
+
+D = """\
+def own(*, num_steps):
+    table = [1 - t / num_steps for t in range(num_steps + 1)]
+    return Partial(_own, jnp.asarray(table))
+
+def _own(level, x0, t, key):
+    BODY
+"""
+MISTAKES = {  # the body of D or a whole file; the line that the message shows; its hint
+    "if": ("if t == 0:\n        return x0\n    return -x0", "if t == 0:", "jnp.where"),
+    "while": ("while t > 0:\n        t = t - 1", "while t > 0:", "jax.lax.while_loop"),
+    "range": ("return sum(0.1 * x0 for _ in range(t))", "return sum", "jax.lax.fori_loop"),
+    "list": ("return [1.0, 0.5, 0.2][t] * x0", "return [1.0", r"jnp.asarray\(LIST\)\[t\]"),
+    "table": ("return np.arange(9)[t] * x0", "return np.arange", "into a jnp array before"),
+    "numpy": ("x0 = np.asarray(x0)", "x0 = np.asarray", "jnp, jax.scipy or jax.image"),
+    "math": ("return x0 * math.radians(t)", "return x0 * math", "jnp.deg2rad for math.radians"),
+    "int": ("return x0 * (0.5 ** int(t))", "return x0 * (0.5", r"use t or t.astype\(jnp.float32\)"),
+    "size": ("return x0 * jnp.ones(t)[0]", "return x0 * jnp.ones", "shape.*choose with jnp.where"),
+    "arange": ("return x0 * jnp.arange(t)[0]", "return x0 * jnp.arange", "choose with jnp.where"),
+    "slice": ("return x0[:t]", "return x0[:t]", "slice.*choose with jnp.where"),
+    "mask": ("x0 = x0[x0 > 0]", "x0 = x0[x0 > 0]", r"use jnp.where\(mask, a, b\)"),
+    "in place": ("x0[0] = 0.0", "x0[0] = 0.0", r"use x0 = x0.at\[i\].set\(y\)"),
+    "no return": ("x0 = level[t] * x0", "def _own(", "returns None: end the function with `return"),
+    "shape": ("return x0[::2]", "def _own(", "without a batch axis, and keeps its size"),
+    "dtype": ("return x0.astype(jnp.float16)", "def _own(", r"use xt.astype\(jnp.float32\)"),
+    "two": ("return x0, t", "def _own(", "return xt alone"),
+    "other shapes": ("return x0 + jnp.ones((3, 3, 1))", "return x0 +", "D.* gets x0, float32"),
+    "no identity": ("return 0.9 * x0", "def _own(", "at t = 0; it differs by up to 0.1.*jnp.where"),
+    "NaN": ("return x0 / t", "return x0 / t", r"NaN or infinity at t = 0.*jnp.maximum\(t, 1\)"),
+    "root": ("low = jnp.sqrt(x0)\n    return jnp.where(t < 5, x0, low)", "low = ", "t = 5.*root"),
+    "random": ("return x0 + t * np.random.rand(*x0.shape)", "def _own(", "changes.*jax.random"),
+    "levels": ("return x0 + t * 25.0", "def _own(", r"up to 26 at t = 1.*\[-1, 1\]"),
+    "arguments": (D.replace("x0, t, key", "x0, t"), "def _own(", "gets x0, .*and key, a typed"),
+    "number": (D.replace("jnp.asarray(table)", "num_steps").replace("BODY",
+        "return sum(0.1 * x0 for _ in range(level))"), "return sum", "num_steps, out of a Partial"),
+    "text": (D.replace("jnp.asarray(table)", "'up'"), "def _own(", "Keep text and other"),
+    "no factory": ("def own(x0, t, key):\n    return x0", "def own(", "return.*function D"),
+    "no num_steps": ("def own(*, T):\n    return None", "def own(", "settings num_steps=6"),
+    "no function": (D.replace("return Partial", "Partial"), "def own(", "returned None"),
+    "in the factory": (D.replace("[1 - t", "[x - t"), "table = ", "NameError.*with num_steps=6"),
+    "random factory": (D.replace("table = [", "table = [np.random.rand() if t else ")
+        .replace("BODY", "return level[t] * x0"), "def _own(", r"default_rng\(0\)"),
+    "syntax": ("return x0 +", "return x0 +", "cannot be loaded: SyntaxError"),
+}  # fmt: skip
+HEADER = """\
+import math
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+"""
+
+
+def config_of(path, code):
+    path.write_text(HEADER + code)
+    config = tiny_config()
+    with config.unlocked():
+        config.degradation = {"name": f"{path}:own", "num_steps": 6}
+    return config
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_has_its_line_and_a_hint(mistake, tmp_path):
+    text, code, hint = MISTAKES[mistake]
+    path = tmp_path / "mine.py"
+    config = config_of(path, text if "def own" in text else D.replace("BODY", text))
+    lines = path.read_text().splitlines()
+    [number] = [i for i, line in enumerate(lines, 1) if line.strip().startswith(code)]
+    with pytest.raises(UserError) as error:
+        build(config)
+    message = str(error.value)
+    assert f"{path}, line {number}, `{lines[number - 1].strip()}`" in message
+    assert re.search(hint, message), message
+
+
+GOOD = {  # bodies of degradations that leave [-1, 1], or guard what they compute
+    "noise": "z = jax.random.normal(key, x0.shape)\n    return jnp.sqrt(level[t]) * x0 + "
+    "jnp.sqrt(1 - level[t]) * z",
+    "sharper": "return x0 + t / 12 * (x0 - x0.mean())",
+    "guarded": "return jnp.where(t == 0, x0, x0 / t)",
+    "two calls": "return x0 + (1 - level[t]) * jax.random.uniform(key) * np.random.default_rng(0)"
+    ".random(x0.shape).astype(np.float32)",
+}
+
+
+@pytest.mark.parametrize("good", GOOD)
+def test_what_may_leave_the_range_is_not_refused(good, tmp_path, caplog):
+    """Check that there is no warning either, alone and after noise in a composition."""
+    config = config_of(tmp_path / "mine.py", D.replace("BODY", GOOD[good]))
+    build(config)
+    own = {"name": config.degradation.name}
+    noise = {"name": "gaussian_noise", "schedule": "cosine"}
+    with config.unlocked():
+        config.degradation = {"name": "compose", "num_steps": 6, "parts": (noise, own)}
+    build(config)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "return jnp.where(t == 0, x0, t / 3 * jnp.sqrt((x0 + 1) / 2) - 1)",
+            r"NaN or infinity at t = 1\. At .*mine\.py, line 12, `return jnp",
+        ),
+        ("return x0 * (1 + t)", r"values up to .* At .*mine\.py: return an image on \[-1, 1\]"),
+    ],
+)
+def test_a_part_is_checked_with_what_the_parts_before_it_return(body, message, tmp_path):
+    config = config_of(tmp_path / "mine.py", D.replace("BODY", body))
+    build(config)
+    own, noise = {"name": config.degradation.name}, {"name": "gaussian_noise"}
+    with config.unlocked():
+        config.degradation = {"name": "compose", "num_steps": 6, "parts": (noise, own)}
+    with pytest.raises(UserError, match=message):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return level[jnp.minimum(t, 5)] * x0", "is the same at t = 5 and t = T = 6.* T \\+ 1"),
+        ("return x0 + t", "leaves .*: at t = 6 the root mean square of xt is 6.*mine.py, line 11"),
+    ],
+)
+def test_what_may_be_meant_is_only_warned_of(body, message, tmp_path, caplog):
+    build(config_of(tmp_path / "mine.py", D.replace("BODY", body)))
+    assert re.search(message, caplog.text)
 
 
 @pytest.fixture

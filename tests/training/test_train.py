@@ -1,7 +1,9 @@
 """The train step against a plain one, and runs that stop, resume and are refused."""
 
 import json
+import math
 import shutil
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -26,7 +28,7 @@ from colddiff.runtime.devices import create_mesh
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import image_keys
 from colddiff.training.examples import check_data, make_example, train_batches
-from colddiff.training.loop import train
+from colddiff.training.loop import _divergence, train
 from colddiff.training.step import make_train_step
 
 
@@ -552,10 +554,23 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     config = tiny_config()
     config.train.learning_rate = 1e30
     config.train.checkpoint_every = 1
-    with pytest.raises(UserError, match=r"diverged at step 1: .*(nan|inf).* Try a lower"):
+    with pytest.raises(UserError, match=r"diverged at step 1: .*(nan|inf).* Try a lower") as error:
         train(config, tmp_path)
+    assert "checkpoint" not in str(error.value)
     with pytest.raises(UserError, match="holds no checkpoint"):
         colddiff.load(tmp_path)
+
+
+def test_a_divergence_says_what_is_known():
+    """At step 1, the loss and the gradient do not depend on the learning rate yet."""
+    bad, good = {"loss": math.nan, "grad_norm": math.nan}, {"loss": 0.5, "grad_norm": 1.0}
+    first = _divergence(1, bad | {"param_norm": math.nan}, Path("1.npz"), None)
+    assert "loss nan, " in first and "images are in 1.npz. The network is still" in first
+    assert "learning_rate" not in first and "checkpoint" not in first
+    for step, metrics, saved in ((1, good, None), (7, bad, 6)):
+        message = _divergence(step, metrics | {"param_norm": math.inf}, Path("1.npz"), saved)
+        assert "Try a lower config.train.learning_rate" in message
+        assert ("checkpoint of step 6" in message) == (saved == 6)
 
 
 def test_as_many_checkpoints_as_wanted_are_kept(tmp_path):
