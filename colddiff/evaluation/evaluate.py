@@ -5,6 +5,7 @@ against the truth. An image's random pattern depends on its index only, so score
 the batch size or the devices. `colddiff.reporting` makes tables, plots and pictures of the scores.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -258,12 +259,12 @@ def _score(
             count = len(batch)
             # The last batch is padded, so that one compiled program serves all batches.
             batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
-            *scores, x0_hat = _score_batch(
-                restoration,
-                split_rows(batch, mesh),
-                image_keys(jax.random.key(config.seed), first, batch_size),
-                times,
-            )
+            keys = image_keys(jax.random.key(config.seed), first, batch_size)
+            arguments = (restoration, split_rows(batch, mesh), keys, times)
+            if not first:
+                with meter.uncounted():
+                    _score_batch.prepare(*arguments)
+            *scores, x0_hat = _score_batch(*arguments)
             for scored, values in zip((mse, ssim), to_host(scores), strict=True):
                 scored.extend(values[:count].tolist())
             if truth.spaces:
@@ -307,7 +308,7 @@ def _distance(
     return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
 
 
-@network_jit
+@functools.partial(network_jit, announce="the sampler and its scores")
 def _score_batch(
     restoration: Restoration, images: jax.Array, keys: jax.Array, times: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ A distance is meaningful only with its feature space, so a space's `name` is sho
 number. `colddiff.evaluation.metrics` computes the distances.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -179,7 +180,7 @@ def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> sources.Spl
     return sources.load_split(settings.source, split, limit=limit, **sources.shape_of(settings))
 
 
-@network_jit
+@functools.partial(network_jit, announce="the feature extractor")
 def _extract(extract: Partial, images: jax.Array) -> jax.Array:
     return extract(images)
 
