@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from colddiff.inference.run import Run, load
 
+__version__ = "0.1.0"
 __all__ = ["Run", "load"]
 
 

@@ -9,6 +9,7 @@ This command trains, or resumes from the last checkpoint in the workdir, and the
 
 import logging as python_logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -301,6 +302,11 @@ def _leave_hosts(code: int) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags; raise UserError for invalid flags and errors in the config file."""
+    from colddiff.experiment import saved_config
+
+    # ml_collections loads Python files only, so one of them reads a run's config.json.
+    reader = rf"\1{saved_config.__file__}:"
+    argv = [re.sub(r"^(--?config=|(?!-))(?=.*\.json$)", reader, argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
         if _WORKDIR.value is None:

@@ -214,7 +214,9 @@ def evaluate(
       UserError: there are fewer images than `counts` asks for, or other settings are invalid.
     """
     config, experiment = run.config, run.experiment
-    truth = load_truth(config) if truth is None else truth
+    if truth is None:
+        sources.log_sizes(config.data)
+        truth = load_truth(config)
     counts = config.eval.counts if counts is None else counts
     _check_counts(counts, len(truth.images))
     ways = ways_of(experiment) if ways is None else ways

@@ -178,7 +178,7 @@ def test_folder_split_is_fixed_disjoint_and_complete(tmp_path):
     assert 10 <= len(found[2][1]) <= 30
     (tmp_path / "train").mkdir()
     write_images(tmp_path / "test", ["a.png"])
-    with pytest.raises(UserError, match="train holds no PNG or JPEG file"):
+    with pytest.raises(UserError, match="train holds no PNG, JPEG, WebP or TIFF file"):
         load("train")
     assert len(load("test")) == 1
 
