@@ -57,6 +57,8 @@ class Distance(NamedTuple):
       frechet: Fréchet distance; in the space 'inception-2015-12-05' it is called FID.
       kernel: kernel distance (KID) with its standard error; None for fewer than 4 images.
       frechet_at: Fréchet distance of a subset of n restored images, by n.
+      dimension: number of features; 0 if it is not known.
+      few: whether `frechet` compares fewer images than there are features, and so is too large.
     """
 
     space: str
@@ -64,6 +66,8 @@ class Distance(NamedTuple):
     frechet: float
     kernel: metrics.Estimate | None
     frechet_at: dict[int, float]
+    dimension: int = 0
+    few: bool = False
 
 
 class Row(NamedTuple):
@@ -307,7 +311,16 @@ def _distance(
     few = min(len(found.first), len(reference.first)) < _FEWEST
     # Paired: restored image i was made from image i of the reference.
     kernel = None if few else metrics.kernel_distance(found.first, reference.first, paired=True)
-    return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
+    dimension = reference.dimension
+    return Distance(
+        features.space,
+        features.name,
+        at[total],
+        kernel,
+        {n: at[n] for n in counts},
+        dimension,
+        few=min(total, reference.count) < dimension,
+    )
 
 
 @functools.partial(network_jit, announce="the sampler and its scores")

@@ -31,6 +31,12 @@ from colddiff.runtime.errors import UserError, unknown_name
 from colddiff.runtime.files import cached_npz
 from colddiff.runtime.progress import Meter
 
+FEW = " †"  # mark of a Fréchet distance between fewer images than the space has dimensions
+FEW_NOTE = (
+    "† fewer images than the feature space has dimensions: the covariance is singular, and FD is "
+    "too large; compare only FDs of the same n"
+)
+
 _COMPONENTS = 32
 _PCA_IMAGES = 10_000  # images of the training split that PCA is fitted to
 _EXACT = 4096  # largest H W C for which the full covariance is computed
@@ -71,6 +77,11 @@ class Collected(NamedTuple):
     def count(self) -> int:
         """Return the number of images."""
         return max(self.moments)
+
+    @property
+    def dimension(self) -> int:
+        """Return the number of features."""
+        return self.first.shape[1]
 
     @property
     def gaussian(self) -> metrics.Gaussian:
