@@ -171,7 +171,8 @@ def log_sizes(settings: Mapping[str, Any]) -> None:
     sizes = len(train.names), len(test.names)
     logging.info("images of %s: %d for training, %d for testing", source, *sizes)
     if passed_over := {*train.passed_over, *test.passed_over}:
-        logging.warning("passed over, by their ending: %s", by_ending(passed_over))
+        counts = by_ending(passed_over)
+        logging.warning("files of %s passed over, by their ending: %s", source, counts)
     if len(test.names) < _FEW:
         logging.warning(
             "the test split has only %d images, so its scores are uncertain; hold out %d or more",

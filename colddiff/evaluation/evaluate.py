@@ -77,7 +77,7 @@ class Row(NamedTuple):
       name: 'degraded', or the sampler's name.
       steps: restorer calls for each image.
       times: the severities that the sampler visits, from T to 0; only T for 'degraded'.
-      seconds: time for each image; includes the degradation and, the first time, compilation.
+      seconds: time for each image, with the degradation and without compilation.
     """
 
     name: str
@@ -257,7 +257,6 @@ def _score(
     images = truth.images
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
-    began = time.monotonic()
     what = f"score {name} ({len(times) - 1} sampler steps)"
     with Meter(what, total=len(firsts), images_per_step=batch_size) as meter:
         for first in firsts:
@@ -270,6 +269,7 @@ def _score(
             if not first:
                 with meter.uncounted():
                     _score_batch.prepare(*arguments)
+                began = time.monotonic()
             *scores, x0_hat = _score_batch(*arguments)
             for scored, values in zip((mse, ssim), to_host(scores), strict=True):
                 scored.extend(values[:count].tolist())

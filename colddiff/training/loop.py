@@ -72,14 +72,15 @@ def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> 
         run with other data or another source; another process trains there; or a metric is not
         finite.
     """
-    experiment = build(config)
-    mesh = create_mesh(config.mesh.fsdp)
-    # Refuse a batch that the devices cannot share before anything is written.
-    host_rows("config.train.batch_size", config.train.batch_size, mesh)
-    check_sinks(config.train.sinks)
-    check_shared(workdir)
-    with log_file() as write_log, alone(workdir):
-        return _train(experiment, mesh, workdir, accept_source, write_log)
+    with log_file() as write_log:
+        experiment = build(config)
+        mesh = create_mesh(config.mesh.fsdp)
+        # Refuse a batch that the devices cannot share before anything is written.
+        host_rows("config.train.batch_size", config.train.batch_size, mesh)
+        check_sinks(config.train.sinks)
+        check_shared(workdir)
+        with alone(workdir):
+            return _train(experiment, mesh, workdir, accept_source, write_log)
 
 
 def _train(
