@@ -115,12 +115,7 @@ def _train(
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     checkpoint.set_scores_aside(workdir)
     settings = config.train
-    meter = Meter(
-        "train",
-        total=settings.num_steps,
-        start=start,
-        images_per_step=settings.batch_size * settings.accumulation,
-    )
+    images_per_step = settings.batch_size * settings.accumulation
     batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
     with (
         Stop(mesh) as stop,
@@ -129,7 +124,10 @@ def _train(
         ) as manager,
         EventLog(workdir / "tensorboard", start=start) as events,
         open_sinks(config, workdir, start=start) as sinks,
-        meter,
+        # Last, because its clock begins here.
+        Meter(
+            "train", total=settings.num_steps, start=start, images_per_step=images_per_step
+        ) as meter,
     ):
         record_start(config, workdir, start)
         logging.info("parameters: %d", parameter_overview.count_parameters(state.params))

@@ -149,7 +149,7 @@ def _tracker(name: str, config: ConfigDict, workdir: Path) -> Iterator[Sink]:
         reason = f"{name} of config.train.sinks does not start: {first_line(error)}"
         raise UserError(f"{reason}; mend it, or leave {name} out") from error
     try:
-        yield lambda line: run.log(line, step=line["step"])
+        yield lambda line: run.log({k: line[k] for k in line if k != "step"}, step=line["step"])
     finally:
         run.finish()
 

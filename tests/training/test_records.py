@@ -140,7 +140,8 @@ def init(**settings):
 
 class Run:
     def log(self, line, step):
-        seen.append((step, line))
+        assert "step" not in line
+        seen.append({"step": step, **line})
 
     def finish(self):
         seen.append("finished")
@@ -170,7 +171,7 @@ def test_a_tracker_gets_the_config_and_the_lines_of_metrics(config, tracker, tmp
         "config": config_json(config),
     }
     written = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert lines == [(line["step"], line) for line in written] and last == "finished"
+    assert lines == written and last == "finished"
     with pytest.raises(UserError, match=r"wandb of config\.train\.sinks does not start: log in"):
         train(config, tmp_path / "refused")
 
