@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     train.checkpoints_kept = 3
     train.scored = 0  # test images to score at every checkpoint; 0 for none
     train.best = ""  # score whose best checkpoint is kept, such as tacos/rmse or tacos/fd/pca
+    train.sinks = ()  # trackers that get the numbers of training too: wandb, trackio
 
     # Number of devices that share one copy of the parameters, their EMA and the moments (FSDP). Use
     # 1 if a device has memory for all of it. Batches are always split over all devices.

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
@@ -14,12 +16,27 @@ _SPLIT_FOLDERS = {  # folder names of each split, upper or lower case; the first
     "train": ("train", "training"),
     "test": ("test", "testing", "val", "valid", "validation"),
 }
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+_KINDS = "PNG, JPEG, WebP or TIFF"
 _FOLDER_TEST_SHARE = 0.1
 
 
-def split_files(path: str, split: str) -> tuple[list[Path], list[int]]:
-    """Return the image files of a split of a folder, and their order for subsets.
+class SplitFiles(NamedTuple):
+    """The files of a split of a folder.
+
+    Attributes:
+      images: the image files.
+      order: the indices of `images`, in the order in which subsets take them.
+      others: the files that are passed over, because no image has such an ending.
+    """
+
+    images: list[Path]
+    order: list[int]
+    others: list[Path]
+
+
+def split_files(path: str, split: str) -> SplitFiles:
+    """Return the files of a split of a folder.
 
     A folder without split folders is split by a hash of each file's name: about a tenth of the
     files is the test split. Adding files does not move others between the splits.
@@ -35,18 +52,29 @@ def split_files(path: str, split: str) -> tuple[list[Path], list[int]]:
         raise UserError(f"no folder {root} (the source folder:{path})")
     own = _own_splits(root)
     top = own[split] if own else root
-    files = sorted(f for f in _files_below(top, root) if f.suffix.lower() in _SUFFIXES)
+    found = sorted(_files_below(top, root))
+    files = [f for f in found if f.suffix.lower() in _SUFFIXES]
+    others = [f for f in found if f.suffix.lower() not in _SUFFIXES]
+    passed = f" (passed over: {by_ending(others)})" if others else ""
     share = {f: _share(f.relative_to(root)) for f in files}
     if not own:
         if len(files) < len(SPLITS):
-            raise UserError(f"{root} holds {len(files)} PNG or JPEG files; at least 2 are needed")
+            raise UserError(
+                f"{root} holds {len(files)} {_KINDS} files; at least 2 are needed{passed}"
+            )
         first, *_, last = sorted(files, key=share.get)  # so that neither split is empty
         test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
-        raise UserError(f"{top} holds no PNG or JPEG file")
+        raise UserError(f"{top} holds no {_KINDS} file{passed}")
     order = sorted(range(len(files)), key=lambda i: share[files[i]])
-    return files, order
+    return SplitFiles(files, order, others)
+
+
+def by_ending(files: Iterable[Path]) -> str:
+    """Return how many files have each ending, such as '12 .gif, 1 without an ending'."""
+    counts = Counter(f.suffix.lower() or "without an ending" for f in files)
+    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
 
 
 def _share(name: Path) -> float:

@@ -5,7 +5,7 @@ A config names its source by a string:
     digits           scikit-learn's 1,797 handwritten digits: needs no file and no network
     color_digits     the same digits, each class in its own hue
     tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
-    folder:PATH      PNG and JPEG files below PATH, in any nesting
+    folder:PATH      PNG, JPEG, WebP and TIFF files below PATH, in any nesting
 
 Every image is returned as uint8 `[size, size, channels]`. It is turned upright, composited onto a
 background where it is transparent, resized so that its shorter side is `size`, and center-cropped.
@@ -29,8 +29,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
-from colddiff.data.folders import SPLITS, split_files
+from colddiff.data.folders import SPLITS, by_ending, split_files
 from colddiff.images import pixels_of
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 from colddiff.runtime.files import file_system_failed, patiently
@@ -38,7 +39,9 @@ from colddiff.runtime.files import file_system_failed, patiently
 BLACK = (0, 0, 0)
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
 _CHUNK = 256  # images decoded in parallel
-_FORMATS = ("PNG", "JPEG")  # PIL uses no other decoder, whatever the file's name
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # PIL uses no other decoder, whatever the file's name
+_TIFF_MODES = ("L", "LA", "P", "RGB", "RGBA", "YCbCr")
+_FEW = 100  # with fewer test images, scores are uncertain
 _MOST_PIXELS = 2**26  # largest image; a small file can claim a size that fills memory
 
 
@@ -58,12 +61,14 @@ class Records(NamedTuple):
       open: `open(i)` returns image i, not yet decoded.
       label: `label(i)` returns the class of image i, from 0; None if the source has no classes.
       order: all indices, in the order in which subsets take them; None for 0, 1, 2, ...
+      passed_over: files beside the images that have no image's ending.
     """
 
     names: Sequence[str]
     open: Callable[[int], Image.Image]
     label: Callable[[int], int] | None = None
     order: Sequence[int] | None = None
+    passed_over: Sequence[Path] = ()
 
 
 class Split(NamedTuple):
@@ -152,6 +157,28 @@ def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
     if source.startswith("folder:"):
         digest.update(str([os.path.getsize(name) for name in records.names]).encode())
     return {"files": len(records.names), "sha256": digest.hexdigest()}
+
+
+def log_sizes(settings: Mapping[str, Any]) -> None:
+    """Log the sizes of both splits of a config's `data`; warn if something may be amiss.
+
+    The warnings are about a small test split, and about files that are passed over.
+    """
+    source, channels = settings["source"], settings["channels"]
+    train, test = (
+        _records(source, settings[name], channels, 0) for name in ("train_split", "test_split")
+    )
+    sizes = len(train.names), len(test.names)
+    logging.info("images of %s: %d for training, %d for testing", source, *sizes)
+    if passed_over := {*train.passed_over, *test.passed_over}:
+        counts = by_ending(passed_over)
+        logging.warning("files of %s passed over, by their ending: %s", source, counts)
+    if len(test.names) < _FEW:
+        logging.warning(
+            "the test split has only %d images, so its scores are uncertain; hold out %d or more",
+            len(test.names),
+            _FEW,
+        )
 
 
 def load_labelled(
@@ -288,11 +315,33 @@ class _LazyImages:
         image = self._records.open(i)
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
+        _check_plain(image)
         return pixels_of(image, self._channels, size=self._size, background=self._background)
 
     def _nothing(self) -> UserError:
         names = self._records.names
         return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
+
+
+def _check_plain(image: Image.Image) -> None:
+    """Refuse animated WebP files, and TIFF files that are not one picture of 8 bits a sample.
+
+    PIL would show the first page only, and would cut other depths to 8 bits or clip them.
+
+    Raises:
+      ValueError: the message says what the file holds instead.
+    """
+    if image.format not in ("WEBP", "TIFF"):
+        return
+    if image.n_frames > 1:
+        raise ValueError(f"{image.n_frames} pages or frames; save each as a file of its own")
+    if image.format == "TIFF":
+        bits, kinds = image.tag_v2.get(BITSPERSAMPLE, (1,)), image.tag_v2.get(SAMPLEFORMAT, (1,))
+        if set(bits) != {8} or set(kinds) != {1} or image.mode not in _TIFF_MODES:
+            raise ValueError(
+                f"TIFF of mode {image.mode} with {bits[0]} bits a sample; save it as 8-bit gray or "
+                "RGB"
+            )
 
 
 def _digits(argument: str, split: str) -> Records:
@@ -374,9 +423,12 @@ def _tfds(name: str, split: str) -> Records:
 
 def _folder(path: str, split: str) -> Records:
     """Return the image files of a split of a folder (`data/folders.py`)."""
-    files, order = split_files(path, split)
+    files, order, others = split_files(path, split)
     return Records(
-        [str(f) for f in files], lambda i: Image.open(files[i], formats=_FORMATS), order=order
+        [str(f) for f in files],
+        lambda i: Image.open(files[i], formats=_FORMATS),
+        order=order,
+        passed_over=others,
     )
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 
 from colddiff.evaluation import metrics
 from colddiff.evaluation.features import (
+    FEW,
+    FEW_NOTE,
     Collected,
     Features,
     collect,
@@ -42,11 +44,19 @@ _PICTURED = 8
 
 
 class Gap(NamedTuple):
-    """Fréchet distances of a set of images to both splits of the data, in one feature space."""
+    """Fréchet distances of a set of images to both splits of the data, in one feature space.
+
+    Attributes:
+      features: the space's full name.
+      few_train: whether `train` compares fewer images than there are features, and so is too large.
+      few_test: the same for `test`.
+    """
 
     features: str
     train: float
     test: float
+    few_train: bool
+    few_test: bool
 
 
 class SetRow(NamedTuple):
@@ -156,7 +166,8 @@ def _row(
     gaps = []
     for space, found, splits in zip(spaces, own, truth, strict=True):
         distances = [metrics.frechet_distance(found.gaussian, split.gaussian) for split in splits]
-        gaps.append(Gap(space.name, *distances))
+        few = [min(found.count, split.count) < found.dimension for split in splits]
+        gaps.append(Gap(space.name, *distances, *few))
     return SetRow(title, count, gaps, _pairwise(images[:_PAIRS_OF]))
 
 
@@ -166,9 +177,14 @@ def markdown(comparison: Comparison) -> str:
     header = [f"FD to {split}, {name}" for name in names for split in ("train", "test")]
     cells = [["", "n", *header, "pairwise RMSE"]]
     for row in comparison.rows:
-        measures = [f"{d:.2f}" for gap in row.gaps for d in (gap.train, gap.test)]
+        measures = []
+        for gap in row.gaps:
+            measures.append(f"{gap.train:.2f}" + FEW * gap.few_train)
+            measures.append(f"{gap.test:.2f}" + FEW * gap.few_test)
         cells.append([row.title, str(row.num_images), *measures, f"{row.pairwise:.3f}"])
     lines = [f"{comparison.source}; FD: Fréchet distance", "", *markdown_table(cells)]
+    if any(cell.endswith(FEW) for row in cells for cell in row):
+        lines += ["", FEW_NOTE]
     return "\n".join(lines) + "\n"
 
 

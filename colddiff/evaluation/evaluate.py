@@ -5,6 +5,7 @@ against the truth. An image's random pattern depends on its index only, so score
 the batch size or the devices. `colddiff.reporting` makes tables, plots and pictures of the scores.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ class Distance(NamedTuple):
       frechet: Fréchet distance; in the space 'inception-2015-12-05' it is called FID.
       kernel: kernel distance (KID) with its standard error; None for fewer than 4 images.
       frechet_at: Fréchet distance of a subset of n restored images, by n.
+      dimension: number of features; 0 if it is not known.
+      few: whether `frechet` compares fewer images than there are features, and so is too large.
     """
 
     space: str
@@ -64,6 +67,8 @@ class Distance(NamedTuple):
     frechet: float
     kernel: metrics.Estimate | None
     frechet_at: dict[int, float]
+    dimension: int = 0
+    few: bool = False
 
 
 class Row(NamedTuple):
@@ -73,7 +78,7 @@ class Row(NamedTuple):
       name: 'degraded', or the sampler's name.
       steps: restorer calls for each image.
       times: the severities that the sampler visits, from T to 0; only T for 'degraded'.
-      seconds: time for each image; includes the degradation and, the first time, compilation.
+      seconds: time for each image, with the degradation and without compilation.
     """
 
     name: str
@@ -214,7 +219,9 @@ def evaluate(
       UserError: there are fewer images than `counts` asks for, or other settings are invalid.
     """
     config, experiment = run.config, run.experiment
-    truth = load_truth(config) if truth is None else truth
+    if truth is None:
+        sources.log_sizes(config.data)
+        truth = load_truth(config)
     counts = config.eval.counts if counts is None else counts
     _check_counts(counts, len(truth.images))
     ways = ways_of(experiment) if ways is None else ways
@@ -251,7 +258,6 @@ def _score(
     images = truth.images
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
-    began = time.monotonic()
     what = f"score {name} ({len(times) - 1} sampler steps)"
     with Meter(what, total=len(firsts), images_per_step=batch_size) as meter:
         for first in firsts:
@@ -259,12 +265,13 @@ def _score(
             count = len(batch)
             # The last batch is padded, so that one compiled program serves all batches.
             batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
-            *scores, x0_hat = _score_batch(
-                restoration,
-                split_rows(batch, mesh),
-                image_keys(jax.random.key(config.seed), first, batch_size),
-                times,
-            )
+            keys = image_keys(jax.random.key(config.seed), first, batch_size)
+            arguments = (restoration, split_rows(batch, mesh), keys, times)
+            if not first:
+                with meter.uncounted():
+                    _score_batch.prepare(*arguments)
+                began = time.monotonic()
+            *scores, x0_hat = _score_batch(*arguments)
             for scored, values in zip((mse, ssim), to_host(scores), strict=True):
                 scored.extend(values[:count].tolist())
             if truth.spaces:
@@ -305,10 +312,19 @@ def _distance(
     few = min(len(found.first), len(reference.first)) < _FEWEST
     # Paired: restored image i was made from image i of the reference.
     kernel = None if few else metrics.kernel_distance(found.first, reference.first, paired=True)
-    return Distance(features.space, features.name, at[total], kernel, {n: at[n] for n in counts})
+    dimension = reference.dimension
+    return Distance(
+        features.space,
+        features.name,
+        at[total],
+        kernel,
+        {n: at[n] for n in counts},
+        dimension,
+        few=min(total, reference.count) < dimension,
+    )
 
 
-@network_jit
+@functools.partial(network_jit, announce="the sampler and its scores")
 def _score_batch(
     restoration: Restoration, images: jax.Array, keys: jax.Array, times: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ A distance is meaningful only with its feature space, so a space's `name` is sho
 number. `colddiff.evaluation.metrics` computes the distances.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,12 @@ from colddiff.runtime.devices import create_mesh, replicate, split_rows, to_host
 from colddiff.runtime.errors import UserError, unknown_name
 from colddiff.runtime.files import cached_npz
 from colddiff.runtime.progress import Meter
+
+FEW = " †"  # mark of a Fréchet distance between fewer images than the space has dimensions
+FEW_NOTE = (
+    "† fewer images than the feature space has dimensions: the covariance is singular, and FD is "
+    "too large; compare only FDs of the same n"
+)
 
 _COMPONENTS = 32
 _PCA_IMAGES = 10_000  # images of the training split that PCA is fitted to
@@ -70,6 +77,11 @@ class Collected(NamedTuple):
     def count(self) -> int:
         """Return the number of images."""
         return max(self.moments)
+
+    @property
+    def dimension(self) -> int:
+        """Return the number of features."""
+        return self.first.shape[1]
 
     @property
     def gaussian(self) -> metrics.Gaussian:
@@ -179,7 +191,7 @@ def load_split(config: ConfigDict, split: str, *, limit: int = 0) -> sources.Spl
     return sources.load_split(settings.source, split, limit=limit, **sources.shape_of(settings))
 
 
-@network_jit
+@functools.partial(network_jit, announce="the feature extractor")
 def _extract(extract: Partial, images: jax.Array) -> jax.Array:
     return extract(images)
 

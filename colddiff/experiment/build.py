@@ -266,14 +266,18 @@ def _schedule(name: str, settings: Mapping[str, Any], num_steps: int) -> list[fl
     return _call(f"degradation.{name}", function, num_steps, **settings)
 
 
-def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """Return the config's optimiser, with its learning-rate schedule."""
+def learning_rates(train: ConfigDict) -> optax.Schedule:
+    """Return the learning rate of each step, counted from 0, as a config's `train` sets it."""
     schedules = {
         "constant": lambda: optax.constant_schedule(train.learning_rate),
         "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, train.num_steps),
     }
-    schedule = named(schedules, "train.lr_schedule", train.lr_schedule)()
-    return named({"adam": optax.adam}, "train.optimizer", train.optimizer)(schedule)
+    return named(schedules, "train.lr_schedule", train.lr_schedule)()
+
+
+def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
+    optimizer = named({"adam": optax.adam}, "train.optimizer", train.optimizer)
+    return optimizer(learning_rates(train))
 
 
 def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) -> Any:

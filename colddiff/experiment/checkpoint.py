@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from colddiff.experiment.checksums import checksums
+from colddiff.experiment.saved_config import config_from_json, config_json
 from colddiff.experiment.state import TrainState
 from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import StorageError, UserError, first_line
@@ -45,7 +46,7 @@ SAME_RUN = (
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 # Data locations that may change when a run is loaded.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
-_ADDED = {"data.background": [0, 0, 0]}  # values for saved configs without the field
+_ADDED = {"data.background": [0, 0, 0], "train.sinks": []}  # for saved configs without the field
 _PART = re.compile(r"^degradation(\.parts\.\d+)+")  # a part has the fields of a degradation
 _BESIDES = 2**22  # bytes, at most, of a checkpoint without its arrays: names, shapes, the config
 
@@ -296,13 +297,7 @@ def restore_ema(manager: Manager, like: Any, step: int) -> Any:
 def restore_config(manager: Manager, step: int) -> ConfigDict:
     """Return the config saved at `step`, locked; JSON's lists become tuples again."""
     items = ocp.args.Composite(config=ocp.args.JsonRestore())
-    return ConfigDict(_with_tuples(_restore(manager, step, items).config)).lock()
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_tuples(member) for key, member in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+    return config_from_json(_restore(manager, step, items).config)
 
 
 def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
@@ -399,11 +394,6 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
 def _same_function(old: Any, new: Any) -> bool:
     """Return whether both are FILE.py:FUNCTION with the same file name and function name."""
     return ":" in str(old) and Path(str(old)).name == Path(str(new)).name
-
-
-def config_json(config: ConfigDict) -> dict[str, Any]:
-    """Return the config in JSON's types; tuples become lists."""
-    return json.loads(config.to_json())
 
 
 def _fields(config: ConfigDict) -> dict[str, Any]:

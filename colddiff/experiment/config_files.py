@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from colddiff.experiment.saved_config import read_config
 from colddiff.runtime.errors import UserError, unknown_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout, a link to its folder configs
@@ -42,25 +43,29 @@ def load_config(name: str, changes: Sequence[str] = ()) -> ConfigDict:
     The paths of the user's own functions become absolute (`locate`).
 
     Args:
-      name: the name of a packaged config, or the path of a Python file that has `get_config()`.
-        With FILE.py:TEXT it calls `get_config(TEXT)`.
+      name: the name of a packaged config, the path of a Python file that has `get_config()`, or
+        a run's `config.json`. With FILE.py:TEXT it calls `get_config(TEXT)`.
       changes: arguments `--config.FIELD=VALUE`, as for `change`.
 
     Raises:
       UserError: there is no such config, its code fails, or a change is invalid.
     """
     path, text = _find(name)
-    try:
-        config = run_file(path, "colddiff_config").get_config(*text)
-    except Exception as error:  # the file's code can raise any type
-        raise UserError(_reason(error)) from error
+    if path.suffix == ".json":
+        config = read_config(path)
+    else:
+        try:
+            config = run_file(path, "colddiff_config").get_config(*text)
+        except Exception as error:  # the file's code can raise any type
+            raise UserError(_reason(error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"cannot use --config: get_config() of {path} must return a ConfigDict; it returned "
             f"{config!r}"
         )
     config = change(config, changes)
-    locate(config, [path.absolute().parent])
+    folder = path.absolute().parent
+    locate(config, [folder, folder / "source"])
     return config
 
 

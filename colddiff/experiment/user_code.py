@@ -25,7 +25,7 @@ from colddiff.degradations import as_partial, split
 from colddiff.experiment.config_files import run_file
 from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import UserError, first_line
-from colddiff.runtime.files import read_json, write_json
+from colddiff.runtime.files import read_json, write_json, write_text
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _PACKAGE = Path(__file__).resolve().parents[1]  # colddiff itself
@@ -194,18 +194,25 @@ def source_hashes(degradation: Mapping[str, Any]) -> dict[str, str]:
     Args:
       degradation: the config's `degradation`, after its functions were loaded.
     """
-    hashes = {}
+    files = _source_files(degradation)
+    return {key: hashlib.sha256(_code(file).encode()).hexdigest() for key, file in files.items()}
+
+
+def _source_files(degradation: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files that `source_hashes` covers, by the same keys."""
+    files = {}
     for name in _own_names(degradation):
         path, _ = _parts(name)
         folder = path.resolve().parent
         for file in sorted(_imported(path.resolve(), folder)):
-            key = file.relative_to(folder).as_posix()
-            hashes[key] = hashlib.sha256(_code(file).encode()).hexdigest()
-    return hashes
+            files[file.relative_to(folder).as_posix()] = file
+    return files
 
 
 def check_source(workdir: Path, degradation: Mapping[str, Any], *, accept: bool, new: bool) -> None:
-    """Refuse a changed source of the user's own degradation; write its hashes to the workdir.
+    """Refuse a changed source of the user's own degradation; write it to the workdir.
+
+    `source.json` holds the hashes, and the folder `source` copies of the files.
 
     Args:
       workdir: the run's folder.
@@ -228,6 +235,10 @@ def check_source(workdir: Path, degradation: Mapping[str, Any], *, accept: bool,
         logging.warning("resuming with a changed source of the degradation: %s", change)
     if is_first_host():
         path, hashes = workdir / "source.json", source_hashes(degradation)
+        for stale in set(read_json(path) or ()) - set(hashes):
+            (workdir / "source" / stale).unlink(missing_ok=True)
+        for key, file in _source_files(degradation).items():
+            write_text(workdir / "source" / key, file.read_text())
         if hashes:
             write_json(path, hashes)
         elif path.exists():

@@ -22,9 +22,9 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from colddiff.experiment import checkpoint
 from colddiff.experiment.build import make_sampler
 from colddiff.experiment.config_files import rename_own
+from colddiff.experiment.saved_config import config_json
 from colddiff.experiment.user_code import source_hashes
 from colddiff.images import mosaic, to_uint8
 from colddiff.inference.run import LARGEST_SEED, Run
@@ -131,7 +131,7 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Return everything an image depends on besides its seed; JSON types."""
-    config = checkpoint.config_json(run.config)
+    config = config_json(run.config)
     settings = {name: config[name] for name in ("degradation", "prior", "sampler")} | {
         "steps": run.experiment.steps,
         "chunk": run.config.eval.chunk,

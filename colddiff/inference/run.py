@@ -76,7 +76,7 @@ class Restoration(NamedTuple):
 
 
 # Compiled once for each sampler, number of images and number of steps.
-@network_jit
+@functools.partial(network_jit, announce="the sampler")
 def run_sampler(
     restoration: Restoration,
     xT: jax.Array,

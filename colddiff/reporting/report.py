@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from colddiff.evaluation.evaluate import Report, Row, load_test_images
+from colddiff.evaluation.features import FEW, FEW_NOTE
 from colddiff.images import mosaic
 from colddiff.inference.run import Run
 from colddiff.reporting import page, plots
@@ -86,8 +87,14 @@ def table(reports: Mapping[str, Report]) -> page.Table:
                 cells += [_number(ssim, 3), _number(rmse, 3), _number(fid, 2)]
             rows.append(cells)
     # With one run, the page already shows the headline as its subtitle.
-    note = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
+    heads = "; ".join(f"{t}: {headline(r)}" for t, r in reports.items()) if several else ""
+    note = ". ".join(filter(None, [heads, *_legend(rows)]))
     return page.Table("Scores", header, rows, note)
+
+
+def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return what the marks in a table's cells mean."""
+    return [FEW_NOTE] if any(cell.endswith(FEW) for row in rows for cell in row) else []
 
 
 def _distances(row: Row, spaces: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[str]:
@@ -101,8 +108,10 @@ def _distances(row: Row, spaces: Sequence[str], counts: Mapping[str, Sequence[in
         kernel = _NOTHING
         if found.kernel is not None:
             kernel = f"{found.kernel.value:.3g} ± {found.kernel.error:.1g}"
-        cells += [_number(found.frechet, 2), kernel]
-        cells += [_number(found.frechet_at.get(n), 2) for n in counts[space]]
+        cells += [_number(found.frechet, 2) + FEW * found.few, kernel]
+        for n in counts[space]:
+            few = n in found.frechet_at and (found.few or n < found.dimension)
+            cells.append(_number(found.frechet_at.get(n), 2) + FEW * few)
     return cells
 
 
@@ -117,7 +126,8 @@ def markdown(reports: Mapping[str, Report]) -> str:
     found = table(reports)
     several = len(reports) > 1
     heads = [f"{t}: {headline(r)}" if several else headline(r) for t, r in reports.items()]
-    return "\n".join([*heads, "", *markdown_table([found.header, *found.rows])]) + "\n"
+    legend = ["", *text] if (text := _legend(found.rows)) else []
+    return "\n".join([*heads, "", *markdown_table([found.header, *found.rows]), *legend]) + "\n"
 
 
 def scores_of(report: Report) -> dict[str, float]:

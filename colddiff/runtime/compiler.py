@@ -7,23 +7,34 @@ makes XLA use its own kernels. This module contains no network and no loop.
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 _FIELD = "xla_cpu_experimental_ynn_fusion_type"
 _OPTIONS = {_FIELD: ""}  # the kinds of operation that YNNPACK runs: none
 
 
-def network_jit(function: Callable, **settings: Any) -> Callable:
+def network_jit(function: Callable, *, announce: str = "", **settings: Any) -> Callable:
     """Return `jax.jit(function, **settings)`, compiled with `cpu_options` where they apply.
 
     JAX takes compiler options for the outermost `jit` only, so inside another transformation this
     is a plain `jax.jit`. The result has a `lower` method, like that of `jax.jit`.
+
+    Args:
+      function: the function to compile.
+      announce: the program's name in the log, such as "the sampler". If given, the log says when
+        the program is compiled and how long that took. The result then has a method
+        `prepare(*args)`, which compiles the program for arguments like `args` and returns the
+        compiled function; on later calls it only returns the function.
+      **settings: of `jax.jit`.
     """
     plain = jax.jit(function, **settings)
+    compiled_for = set()
 
     @functools.cache
     def tuned() -> Callable:
@@ -34,11 +45,26 @@ def network_jit(function: Callable, **settings: Any) -> Callable:
         leaves = jax.tree.leaves((arguments, jnp.zeros(())))
         return plain if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves) else tuned()
 
+    def prepare(*args: Any, **kwargs: Any) -> Callable:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        kind = (tree, *map(jax.typeof, leaves))
+        if kind not in compiled_for:
+            logging.info("compiling %s ...", announce)
+            began = time.monotonic()
+            tuned().lower(*args, **kwargs).compile()  # a call then finds the program in JAX's cache
+            logging.info("compiled %s in %.1f s", announce, time.monotonic() - began)
+            compiled_for.add(kind)
+        return tuned()
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return jitted(args, kwargs)(*args, **kwargs)
+        chosen = jitted(args, kwargs)
+        if announce and chosen is not plain:
+            prepare(*args, **kwargs)
+        return chosen(*args, **kwargs)
 
     call.lower = lambda *args, **kwargs: jitted(args, kwargs).lower(*args, **kwargs)
+    call.prepare = prepare
     return call
 
 

@@ -4,6 +4,7 @@ import datetime
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO, TypeVar
 
@@ -18,8 +19,8 @@ _Item = TypeVar("_Item")
 class Meter:
     """Progress of some work from step `start` to `total`; a context manager.
 
-    `advance` counts a step, `note` shows a text, and `waiting_for` measures how long the steps wait
-    for their inputs.
+    `advance` counts a step, `note` shows a text, `waiting_for` measures how long the steps wait for
+    their inputs, and `uncounted` leaves time out, such as that of compilation.
     """
 
     def __init__(self, what: str, *, total: int, start: int = 0, images_per_step: int):
@@ -79,20 +80,36 @@ class Meter:
                 self._waited += time.monotonic() - begin
             yield item
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave the time of this block out of the speed and of the time left."""
+        begin = time.monotonic()
+        yield
+        spent = time.monotonic() - begin
+        self._began, self._noted = ((at + spent, step) for at, step in (self._began, self._noted))
+
     def waited(self) -> float:
         """Return the share of time spent waiting since the last note, or since the start."""
         return self._waited / max(time.monotonic() - self._noted[0], 1e-9)
 
+    def speeds(self) -> tuple[float, float]:
+        """Return steps/s and images/s since the last note, or since the start."""
+        return self._speeds(self._noted)
+
+    def _speeds(self, since: tuple[float, int]) -> tuple[float, float]:
+        steps = (self._done - since[1]) / max(time.monotonic() - since[0], 1e-9)
+        return steps, steps * self._images_per_step
+
     def _status(self, since: tuple[float, int]) -> str:
         """Return steps done, speed since `since` (time, step), and time left at average speed."""
-        now = time.monotonic()
-        steps = (self._done - since[1]) / max(now - since[0], 1e-9)
+        steps, images = self._speeds(since)
         left = (
-            (now - self._began[0]) / max(self._done - self._start, 1) * (self._total - self._done)
+            (time.monotonic() - self._began[0])
+            / max(self._done - self._start, 1)
+            * (self._total - self._done)
         )
         return (
-            f"{self._what} {self._done}/{self._total}  {steps:.3g} steps/s  "
-            f"{steps * self._images_per_step:.4g} images/s  "
+            f"{self._what} {self._done}/{self._total}  {steps:.3g} steps/s  {images:.4g} images/s  "
             f"ETA {datetime.timedelta(seconds=round(left))}"
         )
 

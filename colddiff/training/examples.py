@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from colddiff.data import sources
@@ -98,14 +97,12 @@ def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> Non
 def load_train_images(config: ConfigDict) -> sources.Images:
     """Return the images of the training split, `crop_margin` pixels larger than `image_size`."""
     settings = config.data
-    images = sources.load(
+    return sources.load(
         settings.source,
         settings.train_split,
         cache=settings.cache,
         **sources.shape_of(settings, settings.crop_margin),
     )
-    logging.info("training images: %d of %s", len(images), settings.source)
-    return images
 
 
 def train_batches(

@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
+from colddiff.data import sources
 from colddiff.data.sources import Images
 from colddiff.evaluation import evaluate
 from colddiff.experiment import checkpoint
-from colddiff.experiment.build import Experiment, build
+from colddiff.experiment.build import Experiment, build, learning_rates
 from colddiff.experiment.state import TrainState, init_state
 from colddiff.experiment.user_code import check_source
 from colddiff.images import mosaic
@@ -38,6 +39,7 @@ from colddiff.runtime.errors import UserError
 from colddiff.runtime.events import EventLog
 from colddiff.runtime.files import read_json, save_png
 from colddiff.runtime.lock import alone
+from colddiff.runtime.log_file import log_file
 from colddiff.runtime.progress import Meter
 from colddiff.runtime.stop import Stop, StoppedError
 from colddiff.training.examples import (
@@ -47,6 +49,7 @@ from colddiff.training.examples import (
     load_train_images,
     train_batches,
 )
+from colddiff.training.records import STARTS, Sink, check_sinks, open_sinks, record_start
 from colddiff.training.scoring import load_truth, score
 from colddiff.training.step import Metrics, TrainStep, make_train_step
 
@@ -69,17 +72,23 @@ def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> 
         run with other data or another source; another process trains there; or a metric is not
         finite.
     """
-    experiment = build(config)
-    mesh = create_mesh(config.mesh.fsdp)
-    # Refuse a batch that the devices cannot share before anything is written.
-    host_rows("config.train.batch_size", config.train.batch_size, mesh)
-    check_shared(workdir)
-    with alone(workdir):
-        return _train(experiment, mesh, workdir, accept_source)
+    with log_file() as write_log:
+        experiment = build(config)
+        mesh = create_mesh(config.mesh.fsdp)
+        # Refuse a batch that the devices cannot share before anything is written.
+        host_rows("config.train.batch_size", config.train.batch_size, mesh)
+        check_sinks(config.train.sinks)
+        check_shared(workdir)
+        with alone(workdir):
+            return _train(experiment, mesh, workdir, accept_source, write_log)
 
 
 def _train(
-    experiment: Experiment, mesh: jax.sharding.Mesh, workdir: Path, accept_source: bool
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    accept_source: bool,
+    write_log: Callable[[Path], None],
 ) -> bool:
     """Train in a workdir that this run has locked; return what `train` returns."""
     config = experiment.config
@@ -94,8 +103,10 @@ def _train(
     if start >= config.train.num_steps:
         logging.info("%s is trained already: step %d of %d", workdir, start, config.train.num_steps)
         return True
+    write_log(workdir / "log.txt")
     if start:
         logging.info("resuming from step %d of %s", start, workdir)
+    sources.log_sizes(config.data)
     images = load_train_images(config)
     check_data(config, images, workdir)
     # The prior is fitted before training, so that the run can generate without its data.
@@ -104,12 +115,7 @@ def _train(
     pictured = evaluate.load_test_images(config, config.eval.pictures)
     checkpoint.set_scores_aside(workdir)
     settings = config.train
-    meter = Meter(
-        "train",
-        total=settings.num_steps,
-        start=start,
-        images_per_step=settings.batch_size * settings.accumulation,
-    )
+    images_per_step = settings.batch_size * settings.accumulation
     batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
     with (
         Stop(mesh) as stop,
@@ -117,11 +123,16 @@ def _train(
             workdir, keep=settings.checkpoints_kept, best=settings.best
         ) as manager,
         EventLog(workdir / "tensorboard", start=start) as events,
-        meter,
+        open_sinks(config, workdir, start=start) as sinks,
+        # Last, because its clock begins here.
+        Meter(
+            "train", total=settings.num_steps, start=start, images_per_step=images_per_step
+        ) as meter,
     ):
+        record_start(config, workdir, start)
         logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         run = Run(experiment, None, start, workdir)
-        loop = _Loop(run, images, pictured, truth, stop, manager, events, meter)
+        loop = _Loop(run, images, pictured, truth, stop, manager, events, sinks, meter)
         finished = loop.go_on(state, make_train_step(experiment, mesh), batches)
     # A signal may arrive while the last checkpoint is saved.
     return finished and all_hosts(not stop.noted)
@@ -133,12 +144,18 @@ def _forget(workdir: Path) -> None:
     Raises:
       UserError: a file with such a name was not written by colddiff.
     """
-    for name, key in (("evolution.json", "num_images"), ("data.json", PIXELS)):
+    written = {
+        "evolution.json": "num_images",
+        "data.json": PIXELS,
+        "config.json": "degradation",
+        "versions.json": STARTS,
+    }
+    for name, key in written.items():
         if not all_hosts(key in (read_json(workdir / name) or {key})):
             raise UserError(f"{workdir / name} was not written by colddiff; use another --workdir")
     if is_first_host():
         forget_priors(workdir)
-        for name in ("evolution.json", "data.json"):
+        for name in written:
             (workdir / name).unlink(missing_ok=True)
     barrier()
 
@@ -155,6 +172,7 @@ class _Loop:
       stop: tells whether any host was told to stop.
       manager: writes the checkpoints.
       events: writes the TensorBoard log.
+      sinks: take the same numbers, a line for each log.
       meter: shows the progress line.
     """
 
@@ -165,6 +183,7 @@ class _Loop:
     stop: Stop
     manager: checkpoint.Manager
     events: EventLog
+    sinks: list[Sink]
     meter: Meter
 
     def go_on(self, state: TrainState, train_step: TrainStep, batches: Iterable[jax.Array]) -> bool:
@@ -173,8 +192,11 @@ class _Loop:
         Returns:
           True if the batches ended; False if the run was told to stop. Both save a checkpoint.
         """
-        settings, metrics = self.run.config.train, []
-        for step, images in enumerate(self.meter.waiting_for(batches), self.run.step + 1):
+        settings, metrics, first = self.run.config.train, [], self.run.step + 1
+        for step, images in enumerate(self.meter.waiting_for(batches), first):
+            if step == first:
+                with self.meter.uncounted():
+                    train_step = train_step.prepare(state, images, self.run.degrade)
             last = step == settings.num_steps
             state, step_metrics = train_step(state, images, self.run.degrade)
             metrics.append(step_metrics)
@@ -198,7 +220,7 @@ class _Loop:
         return True
 
     def _log(self, step: int, metrics: list[Metrics]) -> None:
-        """Write the means since the last log to TensorBoard and the progress line.
+        """Write the means since the last log to TensorBoard, the sinks and the progress line.
 
         Raises:
           UserError: a metric is not finite; no checkpoint of that step is saved.
@@ -210,9 +232,20 @@ class _Loop:
                 saved = self.manager.latest_step()
                 raise UserError(_divergence(at, found, path, saved))
         means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-        for name, value in (means | {"waiting_for_data": self.meter.waited()}).items():
+        steps_per_second, images_per_second = self.meter.speeds()
+        line = {
+            "loss": means["loss"],  # first, for readers
+            **means,
+            "learning_rate": float(learning_rates(self.run.config.train)(step - 1)),
+            "steps_per_second": steps_per_second,
+            "images_per_second": images_per_second,
+            "waiting_for_data": self.meter.waited(),
+        }
+        for name, value in line.items():
             self.events.scalar(f"train/{name}", value, step)
         self.events.flush()
+        for sink in self.sinks:
+            sink({"step": step, **line})
         self.meter.note("loss {loss:.4f}  grad_norm {grad_norm:.3f}".format(**means))
 
     def _draw(self) -> None:

@@ -33,6 +33,8 @@ TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics
 def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStep:
     """Return `train_step(state, images, degrade) -> (state, metrics)`, jitted; it donates `state`.
 
+    It has the method `prepare` of `network_jit`.
+
     `images` is uint8 `[accumulation, batch_size, S, S, C]`; `degrade` is the experiment's.
     The metrics are scalars: `loss` (l1 on [-1, 1]), `grad_norm`, and `param_norm` after the update.
     """
@@ -77,6 +79,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
     state = state_shardings(experiment, mesh)
     return network_jit(
         train_step,
+        announce="the training step",
         in_shardings=(state, split_axis(mesh, 1), None),  # None: degrade keeps its sharding
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,

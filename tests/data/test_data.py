@@ -155,6 +155,82 @@ def test_folder_files_may_be_nested_and_of_any_mode(tmp_path):
         assert any(np.all(image == 255) for image in np.concatenate(splits))  # 16 bits scaled
 
 
+def test_webp_and_tiff_are_read_unless_they_are_no_8_bit_picture(tmp_path, caplog):
+    """Save a red half above a blue one in all kinds of file; some cannot be read as they are."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4], pixels[4:] = (200, 0, 0), (0, 0, 100)
+    image, train = Image.fromarray(pixels), tmp_path / "train"
+    write_images(tmp_path, ["test/a.png"])
+    train.mkdir()
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.repeat([[0], [255]], 4, axis=0).repeat(8, 1).astype("uint8")))
+    image.save(train / "a.WEBP", lossless=True)
+    clear.save(train / "b.webp", lossless=True)
+    image.save(train / "c.tif")
+    image.save(train / "d.tiff", compression="tiff_lzw")
+    image.quantize(4).save(train / "e.tif")
+    clear.save(train / "f.tif")
+    image.convert("L").save(train / "g.tif")
+    plain = {"a": 200, "b": 0, "c": 200, "d": 200, "e": 200, "f": 0, "g": 60}  # the upper red
+
+    image.save(train / "x_pages.tif", save_all=True, append_images=[image])
+    image.save(train / "x_moving.webp", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    for mode, array in (("gray", pixels[..., 0]), ("rgb", pixels)):
+        (train / f"x_16_bit_{mode}.tif").write_bytes(tiff_of_16_bits(array))
+    for mode in ("1", "I", "F", "CMYK", "LAB"):
+        image.convert("L" if mode in "1IF" else "RGB").convert(mode).save(train / f"x_{mode}.tif")
+    found = sources.load(f"folder:{tmp_path}", "train", size=8, channels=3)
+    assert found[:, 0, 0, 0].tolist() == list(plain.values())
+    assert found[:-1, 7, 7].tolist() == [[0, 0, 100]] * 6
+    said = "\n".join(warnings_of(caplog))
+    for name in train.glob("x_*"):
+        assert f"skipped the unreadable image {name} " in said
+    for reason in ("2 pages or frames", "mode RGB with 16 bits a sample", "mode CMYK with 8 bits"):
+        assert f"{reason}" in said
+    assert said.count("skipped") == 9
+
+
+def tiff_of_16_bits(pixels):
+    """Return a TIFF file of 16 bits a sample, which PIL would cut to 8 bits if it is RGB."""
+    high, wide, channels = (*pixels.shape, 1)[:3]
+    data = (pixels.astype("<u2") * 257).tobytes()
+    fields = {256: wide, 257: high, 259: 1, 262: 2 if channels == 3 else 1}
+    fields |= {273: 0, 277: channels, 278: high, 279: len(data)}
+    after = 8 + 2 + 12 * 9 + 4  # the samples' sizes, if there are three, then the pixels
+    fields[273] = after + 6
+    entries = [(tag, 4, 1, value) for tag, value in fields.items()]
+    entries.append((258, 3, channels, after if channels == 3 else 16))
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    header = b"II*\0" + struct.pack("<IH", 8, 9) + directory + struct.pack("<I", 0)
+    return header + struct.pack("<3H", 16, 16, 16) + data
+
+
+def test_sizes_of_both_splits_and_files_passed_over_are_told_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_images(tmp_path, [f"{i:03d}.png" for i in range(60)])
+    for name in ("a.gif", "b.GIF", "c/notes.txt", "LICENSE"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    data = dict(source=f"folder:{tmp_path}", channels=3, train_split="train", test_split="test")
+    sizes = [len(sources.load(data["source"], s, size=4, channels=3)) for s in sources.SPLITS]
+    caplog.clear()
+    sources.log_sizes(data)
+    told, passed, small = (r.getMessage() for r in caplog.records)
+    assert told == f"images of {data['source']}: {sizes[0]} for training, {sizes[1]} for testing"
+    assert passed.endswith("passed over, by their ending: 2 .gif, 1 without an ending, 1 .txt")
+    assert small.startswith(f"the test split has only {sizes[1]} images")
+    caplog.clear()
+    sources.log_sizes(data | {"source": "digits", "channels": 1})
+    assert [r.getMessage() for r in caplog.records] == [
+        "images of digits: 1500 for training, 297 for testing"
+    ]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "d.gif").write_text("x")
+    write_images(tmp_path, ["test/a.png"])
+    with pytest.raises(UserError, match=r"no PNG, .* or TIFF file \(passed over: 1 \.gif\)"):
+        sources.log_sizes(data)
+
+
 def test_folder_turns_images_upright(tmp_path):
     image = Image.new("L", (8, 8))
     image.paste(255, (0, 0, 8, 4))  # the upper half
@@ -178,7 +254,7 @@ def test_folder_split_is_fixed_disjoint_and_complete(tmp_path):
     assert 10 <= len(found[2][1]) <= 30
     (tmp_path / "train").mkdir()
     write_images(tmp_path / "test", ["a.png"])
-    with pytest.raises(UserError, match="train holds no PNG or JPEG file"):
+    with pytest.raises(UserError, match="train holds no PNG, JPEG, WebP or TIFF file"):
         load("train")
     assert len(load("test")) == 1
 

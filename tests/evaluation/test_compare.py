@@ -69,6 +69,9 @@ def test_measures_of_known_sets(config, train, tmp_path):
     line = f"| gray | 600 | {gray.train:.2f} | {gray.test:.2f} | {rows['gray'].pairwise:.3f} |"
     assert line in markdown(report).splitlines()
     assert f"{gray.train:.2f}" != f"{gray.test:.2f}"
+    one = gaps["one"]  # 5 images, 32 features
+    assert f"| one | 5 | {one.train:.2f} † | {one.test:.2f} † |" in markdown(report)
+    assert markdown(report).count("†") == 3 and "\n† fewer images than" in markdown(report)
     assert "| FD to train, pca-32 of digits 16²×1 |" in markdown(report)
     assert written["rows"][2]["gaps"][0]["train"] == gaps["copies"].train
     picture = np.asarray(Image.open(tmp_path / "out" / "comparison.png"))

@@ -131,6 +131,8 @@ def test_distances_are_those_of_the_restored_images():
         expected = metrics.kernel_distance(restored, truth, paired=True)
         assert distance.kernel.value == pytest.approx(expected.value, rel=1e-2)
     assert [d.features for d in report.rows[0].distances] == ["pixels", "pca-32 of digits 16²×1"]
+    # 101 images are fewer than the 256 pixels.
+    assert [(d.dimension, d.few) for d in report.rows[0].distances] == [(256, True), (32, False)]
 
     config.eval.counts = (40, 102)
     with pytest.raises(UserError, match=r"eval.counts has \[102\]; use counts in 2\.\.101"):

@@ -222,6 +222,9 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     config.train.num_steps = 3
     assert train(config, workdir)
     began = json.loads((workdir / "source.json").read_text())
+    copies = {path.name: path.read_text() for path in (workdir / "source").iterdir()}
+    code = tmp_path / "code"
+    assert copies == {name: (code / name).read_text() for name in began} and len(copies) == 2
     run = colddiff.load(workdir)
     folder, settings = folder_of(run), _settings(run)
     assert "source" not in caplog.text
@@ -239,6 +242,7 @@ def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     assert train(config, workdir, accept_source=True)
     assert "resuming with a changed source of the degradation: mine.py" in caplog.text
     assert json.loads((workdir / "source.json").read_text()) != began
+    assert (workdir / "source" / "mine.py").read_text() == (code / "mine.py").read_text()
     caplog.clear()
     assert colddiff.load(workdir).step == 6 and "source" not in caplog.text
 

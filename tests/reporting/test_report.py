@@ -88,6 +88,18 @@ def test_counts_of_all_runs_are_columns():
     assert found == [["–", "5.00"], ["–", "–"], ["6.00", "–"]]
 
 
+def test_distances_of_few_images_are_marked():
+    """Use 20 images in a space of 8 features, where only a subset is small, and in one of 60."""
+    of_many = distance(3.5, {5: 4.5, 20: 4.0})._replace(dimension=8)
+    of_few = evaluate.Distance("pixels", "pixels", 2.5, None, {5: 5.5, 20: 5.0}, 60, few=True)
+    written = make([row("degraded", 0, distances=[of_many, of_few])])
+    found = report.table({"a run": written})
+    marked = [cell for cell in found.rows[0] if cell.endswith("†")]
+    assert marked == ["4.50 †", "2.50 †", "5.50 †", "5.00 †"]
+    lines = report.markdown({"a run": written}).splitlines()
+    assert lines[-2:] == ["", found.note] and found.note.startswith("† fewer images than")
+
+
 def test_scores_by_name():
     rows = [row("degraded", 0), row("tacos", 6), row("direct", 1, psnr=math.inf, distances=[])]
     assert report.scores_of(make(rows)) == {

@@ -1,5 +1,6 @@
 """Compiler options that keep the convolutions of networks out of YNNPACK."""
 
+import logging
 import re
 
 import jax
@@ -62,6 +63,25 @@ def test_a_program_inside_another_one():
 def test_the_settings_of_jit_are_kept():
     twice = network_jit(lambda f, x: f(x) * 2, static_argnums=0)
     assert twice(jnp.sin, jnp.float32(1)) == pytest.approx(2 * np.sin(1))
+
+
+def test_a_program_is_announced_and_compiled_once(compiled, caplog):
+    """Prepare it, call it, call it inside a `jit`, then give it another shape."""
+
+    def double(x):
+        return 2 * x
+
+    caplog.set_level(logging.INFO)
+    announced = network_jit(double, announce="the doubler")
+    assert announced.prepare(jnp.ones(3))(jnp.ones(3)).tolist() == [2, 2, 2]
+    assert announced(jnp.zeros(3)).tolist() == [0, 0, 0]
+    assert jax.jit(lambda x: announced(x) + 1)(jnp.ones(5)).tolist() == [3] * 5
+    texts = [r.getMessage() for r in caplog.records if "the doubler" in r.getMessage()]
+    assert texts[0] == "compiling the doubler ..." and len(texts) == 2
+    assert re.fullmatch(r"compiled the doubler in \d+\.\d s", texts[1])
+    assert compiled.count("double") == 1
+    announced(jnp.ones(4))
+    assert caplog.text.count("compiling the doubler ...") == compiled.count("double") == 2
 
 
 @pytest.mark.parametrize(

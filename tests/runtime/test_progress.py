@@ -42,6 +42,22 @@ def test_a_narrow_terminal_keeps_steps_speed_and_eta(meter):
     assert "\n" not in shown
 
 
+def test_time_that_is_not_counted_is_in_no_speed_and_no_eta(monkeypatch, caplog):
+    """Compile for 50 seconds, then take 10 steps of one second."""
+    caplog.set_level(logging.INFO)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    meter = Meter("train", total=40, images_per_step=8)
+    with meter.uncounted():
+        now[0] += 50
+    for _ in range(10):
+        now[0] += 1
+        meter.advance()
+    assert meter.speeds() == (1, 8)
+    meter.note()
+    assert "train 10/40  1 steps/s  8 images/s  ETA 0:00:30" in caplog.text
+
+
 def test_waiting_is_measured(monkeypatch):
     """Wait one second for each item, then work three seconds; a note starts a new count."""
     now = [1000.0]

@@ -136,6 +136,10 @@ def test_two_hosts_train_the_same_and_one_of_them_tells(one_device, two_hosts):
     assert "2 hosts, 4 devices" in err and "| Degraded (xT) |" in out
     assert "|" not in other_out and "train" not in other_err
     assert len(list((workdir / "tensorboard").iterdir())) == 1
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert steps == sorted(set(steps)) and steps[-1] == 50
+    [start] = json.loads((workdir / "versions.json").read_text())["starts"]
+    assert (start["hosts"], sum(start["devices"].values())) == (2, 4)
     pictures = sorted((workdir / "samples").iterdir())
     assert [p.name for p in pictures] == ["0000025.png", "0000050.png"]
     assert Image.open(pictures[0]).height < 3 * 100  # two images, each once

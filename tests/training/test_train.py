@@ -582,17 +582,6 @@ def test_as_many_checkpoints_as_wanted_are_kept(tmp_path):
         assert manager.all_steps() == [7, 8]
 
 
-def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
-    """Check that later events are purged on resume, and flushed with every checkpoint."""
-    config = tiny_config()
-    config.train.num_steps = 3
-    train(config, tmp_path)
-    train(tiny_config(), tmp_path)
-    steps = [s for s, tag in read_events(tmp_path / "tensorboard") if tag == "train/loss"]
-    assert steps == [2, 3, 4, 6, 8]
-    assert (4, "session") in read_events(tmp_path / "tensorboard")
-
-
 def test_the_seed_decides_the_parameters(config):
     first = init_state(build(config), create_mesh()).params
     config.seed = 1

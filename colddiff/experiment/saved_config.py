@@ -1,0 +1,47 @@
+"""Configs as JSON: in checkpoints, and in the `config.json` of a workdir.
+
+This module imports no JAX, because `--config WORKDIR/config.json` is read before anything else.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from colddiff.runtime.errors import UserError, first_line
+
+
+def config_json(config: ConfigDict) -> dict[str, Any]:
+    """Return the config in JSON's types; tuples become lists."""
+    return json.loads(config.to_json())
+
+
+def config_from_json(saved: Mapping[str, Any]) -> ConfigDict:
+    """Return the config, locked, that `config_json` saved; lists become tuples again."""
+    return ConfigDict(_with_tuples(saved)).lock()
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(member) for name, member in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def read_config(path: str | Path) -> ConfigDict:
+    """Return the config in a run's `config.json`, locked.
+
+    Raises:
+      UserError: there is no such file, or it does not hold a config.
+    """
+    path = Path(path).expanduser()
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {first_line(error)}; give the config.json of a run's workdir"
+        ) from error
+    if not isinstance(saved, dict) or "degradation" not in saved:
+        raise UserError(f"{path} holds no config; give the config.json of a run's workdir")
+    return config_from_json(saved)
