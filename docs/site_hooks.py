@@ -69,7 +69,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _packages() -> list[str]:
     """Return the names of colddiff's packages and modules."""
-    return sorted(p.stem for p in (_ROOT / "colddiff").iterdir() if p.name[0] not in "_.")
+    paths = (_ROOT / "colddiff").iterdir()
+    return sorted(p.stem for p in paths if p.name[0] not in "_." and not p.is_symlink())  # configs
 
 
 def _configs() -> list[str]:
