@@ -235,8 +235,6 @@ def check_source(workdir: Path, degradation: Mapping[str, Any], *, accept: bool,
         logging.warning("resuming with a changed source of the degradation: %s", change)
     if is_first_host():
         path, hashes = workdir / "source.json", source_hashes(degradation)
-        for stale in set(read_json(path) or ()) - set(hashes):
-            (workdir / "source" / stale).unlink(missing_ok=True)
         for key, file in _source_files(degradation).items():
             write_text(workdir / "source" / key, file.read_text())
         if hashes:

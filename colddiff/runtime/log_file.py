@@ -28,12 +28,12 @@ def log_file() -> Iterator[Callable[[Path], None]]:
     logger.addHandler(collected)
 
     def write_to(path: Path) -> None:
-        if is_first_host():
-            file = _LenientFile(path, encoding="utf-8")
-            file.setFormatter(_FORMAT)
-            collected.setTarget(file)
-            collected.capacity = 1
-            collected.flush()
+        first = is_first_host()
+        file = _LenientFile(path, encoding="utf-8") if first else python_logging.NullHandler()
+        file.setFormatter(_FORMAT)
+        collected.setTarget(file)
+        collected.capacity = 1
+        collected.flush()
 
     try:
         yield write_to

@@ -42,10 +42,10 @@ def record_start(config: ConfigDict, workdir: Path, step: int) -> None:
     write_json(workdir / "config.json", config_json(config))
     path = workdir / "versions.json"
     starts = (read_json(path) or {}).get(STARTS, [])
-    write_json(path, {STARTS: [*starts, {"step": step, **versions()}]})
+    write_json(path, {STARTS: [*starts, {"step": step, **_versions()}]})
 
 
-def versions() -> dict[str, Any]:
+def _versions() -> dict[str, Any]:
     """Return the time and the versions that a run's results depend on, and its devices by kind."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -89,9 +89,9 @@ def test_counts_of_all_runs_are_columns():
 
 
 def test_distances_of_few_images_are_marked():
-    """Use 20 images in a space of 8 features, where only a subset is small, and in one of 60."""
+    """Use 20 images in two spaces: one where only a subset is small, one with few references."""
     of_many = distance(3.5, {5: 4.5, 20: 4.0})._replace(dimension=8)
-    of_few = evaluate.Distance("pixels", "pixels", 2.5, None, {5: 5.5, 20: 5.0}, 60, few=True)
+    of_few = evaluate.Distance("pixels", "pixels", 2.5, None, {5: 5.5, 20: 5.0}, 10, few=True)
     written = make([row("degraded", 0, distances=[of_many, of_few])])
     found = report.table({"a run": written})
     marked = [cell for cell in found.rows[0] if cell.endswith("†")]
