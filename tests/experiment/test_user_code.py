@@ -51,6 +51,7 @@ def _own(level, x0, t, key):
 """
 MISTAKES = {  # the body of D or a whole file; the line that the message shows; its hint
     "if": ("if t == 0:\n        return x0\n    return -x0", "if t == 0:", "jnp.where"),
+    "called": ("return f(t)\n\ndef f(t):\n    return 1 if t else 0", "return 1 if", "jnp.where"),
     "while": ("while t > 0:\n        t = t - 1", "while t > 0:", "jax.lax.while_loop"),
     "range": ("return sum(0.1 * x0 for _ in range(t))", "return sum", "jax.lax.fori_loop"),
     "list": ("return [1.0, 0.5, 0.2][t] * x0", "return [1.0", r"jnp.asarray\(LIST\)\[t\]"),
