@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import re
 import sys
 
 import jax
@@ -46,6 +47,8 @@ def test_other_files_are_no_config(text, message, tmp_path):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         read_config(tmp_path / "config.json")
+    done = call_main(f"--config={tmp_path}/config.json", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and re.match(f"colddiff: .*{message}", done.stderr)
 
 
 def test_a_run_is_made_again_from_its_workdir_alone(trained, tmp_path):
