@@ -74,7 +74,7 @@ def _find(name: str) -> tuple[Path, list[str]]:
     place, colon, text = name.partition(":")
     packaged = CONFIGS / f"{place}.py"
     path = packaged if "/" not in place and packaged.is_file() else Path(place).expanduser()
-    if path.is_file():
+    if path.is_file() or path.suffix == ".json":  # `read_config` has its own error
         return path, [text] if colon else []
     if "/" not in place and not place.endswith(".py"):
         raise unknown_name("config", place, packaged_configs())
