@@ -13,10 +13,10 @@ FLAGS = (
     "--config.data.image_size=16",
     "--config.model.width=16",
     "--config.model.multipliers=(1, 2)",
-    "--config.train.num_steps=300",
+    "--config.train.num_steps=150",
     "--config.train.batch_size=16",
     "--config.train.sample_every=0",
-    "--config.train.checkpoint_every=300",
+    "--config.train.checkpoint_every=150",
     "--config.eval.num_images=100",
     "--config.eval.samplers=('direct', 'tacos')",
 )
