@@ -74,7 +74,8 @@ def split_files(path: str, split: str) -> SplitFiles:
 def by_ending(files: Iterable[Path]) -> str:
     """Return how many files have each ending, such as '12 .gif, 1 without an ending'."""
     counts = Counter(f.suffix.lower() or "without an ending" for f in files)
-    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {ending}" for ending, count in by_count)
 
 
 def _share(name: Path) -> float:

@@ -217,7 +217,7 @@ def test_sizes_of_both_splits_and_files_passed_over_are_told_once(tmp_path, capl
     sources.log_sizes(data)
     told, passed, small = (r.getMessage() for r in caplog.records)
     assert told == f"images of {data['source']}: {sizes[0]} for training, {sizes[1]} for testing"
-    assert passed.endswith("passed over, by their ending: 2 .gif, 1 without an ending, 1 .txt")
+    assert passed.endswith("passed over, by their ending: 2 .gif, 1 .txt, 1 without an ending")
     assert small.startswith(f"the test split has only {sizes[1]} images")
     caplog.clear()
     sources.log_sizes(data | {"source": "digits", "channels": 1})

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_FLAGS, run_program
+from conftest import REAL_NETWORK, TINY_FLAGS, run_program
 from jax import lax
 
 from colddiff.runtime import compiler
@@ -118,7 +118,7 @@ def test_every_program_of_a_run_has_it(tmp_path):
         "-m",
         "colddiff.main",
         *TINY_FLAGS,
-        "--config.model.name=resnet_unet",
+        *REAL_NETWORK,
         f"--workdir={tmp_path}/run",
         "--config.train.num_steps=2",
         "--config.eval.features=('classifier',)",
