@@ -17,10 +17,13 @@ FLAGS = (
     "--config.train.batch_size=16",
     "--config.train.sample_every=0",
     "--config.train.checkpoint_every=150",
-    "--config.eval.num_images=100",
+    "--config.eval.num_images=40",
     "--config.eval.samplers=('direct', 'tacos')",
 )
-MORE = {"inpaint_digits": ("--config.degradation.center=(2, 13)",)}  # fits into the smaller image
+MORE = {
+    "color_digits": ("--config.train.num_steps=300",),  # its degraded images are close to x0
+    "inpaint_digits": ("--config.degradation.center=(2, 13)",),  # within the smaller image
+}
 
 # Left out: these train the degradation of another config with other images or another network.
 ALIKE = {
