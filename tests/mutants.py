@@ -8,6 +8,7 @@ copy. Then each edit alone must make its test fail.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -366,7 +367,7 @@ def main(words: Sequence[str]) -> int:
         copy = Path(folder)
         for name in tracked.split("\0")[:-1]:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_bytes((ROOT / name).read_bytes())
+            shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
         if _pytest(copy, *dict.fromkeys(m.test for m in chosen)):
             print("not all tests pass without an edit")
             return len(chosen)
