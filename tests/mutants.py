@@ -277,8 +277,8 @@ MUTANTS = (
     # Data and scores.
     Mutant(
         "data/sources.py",
-        "formats=_FORMATS), order=order",
-        "formats=_FORMATS), order=None",
+        "order=order,",
+        "order=None,",
         "data/test_data.py::test_subsets_of_a_class_per_folder_hold_all_classes",
     ),
     Mutant(
