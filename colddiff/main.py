@@ -241,7 +241,7 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
 
     reports = {}
     for workdir, config in zip(workdirs, configs, strict=True):
-        if not (_SAMPLERS.value or config.eval.samplers):
+        if _CONFIG.value and not (_SAMPLERS.value or config.eval.samplers):
             run = Run(build(config), workdir=workdir)  # the Degraded row needs no training
         else:
             run = load(workdir, step=_step(), config=config)
