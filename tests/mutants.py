@@ -76,20 +76,20 @@ MUTANTS = (
     ),
     Mutant(
         "degradations/blur.py",
-        "A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding) @ A[-1])",
-        "A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding))",
+        "A.append(_blur_matrix(n, kernel, padding) @ A[-1])",
+        "A.append(_blur_matrix(n, kernel, padding))",
         "degradations/test_formulas.py::test_blur_equals_sequential_convolutions",
     ),
     Mutant(
         "degradations/pixelate.py",
-        "A.append(enlarge @ shrink(image_size, 2**t) @ A[-1])",
-        "A.append(enlarge @ shrink(image_size, 2**t))",
+        "A.append(enlarge @ shrink(n, 2**t) @ A[-1])",
+        "A.append(enlarge @ shrink(n, 2**t))",
         "degradations/test_formulas.py::test_pixelate_equals_sequential_steps",
     ),
     Mutant(
         "degradations/mask.py",
-        "size, middle = image_size, (image_size - 1) // 2",
-        "size, middle = image_size, image_size // 2 - 1",
+        "(n, (n - 1) // 2) if centred",
+        "(n, n // 2 - 1) if centred",
         "degradations/test_formulas.py::test_the_hole_lies_where_it_is_said_to",
     ),
     Mutant(

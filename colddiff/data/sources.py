@@ -6,14 +6,17 @@ A config names its source by a string:
     color_digits     the same digits, each class in its own hue
     tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
     folder:PATH      PNG, JPEG, WebP and TIFF files below PATH, in any nesting
+    arrays:PATH      an .npy or .npz file of images with any number of channels (`data/arrays.py`)
 
-Every image is returned as uint8 `[size, size, channels]`. It is turned upright, composited onto a
-background where it is transparent, resized so that its shorter side is `size`, and center-cropped.
-Random augmentation is part of the train step, on the device. The order of training is set in
-`colddiff.data.batches`.
+Pictures are returned as uint8 `[H, W, 1 or 3]`. They are turned upright, composited onto a
+background where they are transparent, resized, keeping their aspect, until they just cover H × W,
+and center-cropped. Arrays are center-cropped, but never resized. They are returned as uint8 if they
+are that, and otherwise as float32 on [-1, 1], so that no bit of theirs is lost. Random augmentation
+is part of the train step, on the device. The order of training is set in `colddiff.data.batches`.
 
 A folder's files are often sorted by class, so its subsets are taken in the order of a hash of the
-file names (`Split.order`). Subsets of the other sources are the first images.
+file names (`Split.order`), and those of arrays in the order of a hash of the index. Subsets of the
+other sources are the first images.
 """
 
 import functools
@@ -31,8 +34,9 @@ from absl import logging
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
-from colddiff.data.folders import SPLITS, by_ending, split_files
-from colddiff.images import pixels_of
+from colddiff.data.arrays import center_crop, convert, data_type, read_arrays
+from colddiff.data.folders import SPLITS, by_ending, hash_share, hold_out, split_files
+from colddiff.images import height_width, pixels_of
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 from colddiff.runtime.files import file_system_failed, patiently
 
@@ -46,7 +50,7 @@ _MOST_PIXELS = 2**26  # largest image; a small file can claim a size that fills 
 
 
 class Images(Protocol):
-    """A sequence of uint8 images `[size, size, channels]`."""
+    """A sequence of images `[H, W, C]`, uint8 or float32 on [-1, 1]."""
 
     def __len__(self) -> int: ...
 
@@ -58,24 +62,26 @@ class Records(NamedTuple):
 
     Attributes:
       names: one name for each image.
-      open: `open(i)` returns image i, not yet decoded.
+      open: `open(i)` returns image i, not yet decoded; of arrays `[H, W, C]`, as in the file.
       label: `label(i)` returns the class of image i, from 0; None if the source has no classes.
       order: all indices, in the order in which subsets take them; None for 0, 1, 2, ...
       passed_over: files beside the images that have no image's ending.
+      dtype: type of the pixels that `open` returns.
     """
 
     names: Sequence[str]
-    open: Callable[[int], Image.Image]
+    open: Callable[[int], Image.Image | np.ndarray]
     label: Callable[[int], int] | None = None
     order: Sequence[int] | None = None
     passed_over: Sequence[Path] = ()
+    dtype: np.dtype = np.dtype(np.uint8)
 
 
 class Split(NamedTuple):
     """The images of one split, in memory.
 
     Attributes:
-      images: uint8 `[N, size, size, channels]`, in the source's order.
+      images: `[N, H, W, C]`, uint8 or float32 on [-1, 1], in the source's order.
       labels: int32 `[N]`; None if the source has no classes.
       order: int `[N]`; the subset of n images is `images[order[:n]]`, for every n.
     """
@@ -89,9 +95,10 @@ def load(
     source: str,
     split: str,
     *,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     background: Sequence[int] = BLACK,
+    value_range: Sequence[float] = (),
     cache: bool = True,
     limit: int = 0,
 ) -> Images:
@@ -102,55 +109,59 @@ def load(
     Args:
       source: the source's name, as listed at the top of this module.
       split: 'train' or 'test'; for TFDS any of its splits, such as 'train[:1000]'.
-      size: side of every image, in pixels.
-      channels: 1 (gray) or 3 (RGB).
+      size: H = W, or (H, W), in pixels.
+      channels: 1 (gray) or 3 (RGB); of arrays any number, the same as in the file.
       background: (R, G, B) in 0..255, visible through transparent pixels.
       cache: decode all images into memory at once. Otherwise each image is decoded at each access,
         and the next readable image replaces an unreadable one.
+      value_range: (low, high) of arrays; () for all values of an 8-bit or 16-bit integer type.
       limit: the largest number of images, chosen in the order of `Split.order`; 0 for all.
 
     Raises:
-      UserError: the source, split or folder does not exist, or none of its images can be read; or
-        the file system fails repeatedly.
+      UserError: the source, split or folder does not exist, or none of its images can be read; the
+        file system fails repeatedly; or an array is too small, or has NaN or values out of range.
     """
-    if cache:
-        settings = dict(size=size, channels=channels, background=background, limit=limit)
-        return load_split(source, split, **settings).images
-    return _LazyImages(_records(source, split, channels, limit), size, channels, background, limit)
+    form = _Form.of(size, channels, background, value_range)
+    images = _LazyImages(_records(source, split, channels, limit), form, limit)
+    return images.decode_all().images if cache else images
 
 
 def load_split(
     source: str,
     split: str,
     *,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     background: Sequence[int] = BLACK,
+    value_range: Sequence[float] = (),
     limit: int = 0,
 ) -> Split:
     """Return the images of `load`, with their classes and the order of subsets."""
-    records = _records(source, split, channels, limit)
-    return _LazyImages(records, size, channels, background, limit).decode_all()
+    form = _Form.of(size, channels, background, value_range)
+    return _LazyImages(_records(source, split, channels, limit), form, limit).decode_all()
 
 
 def shape_of(settings: Mapping[str, Any], margin: int = 0) -> dict[str, Any]:
-    """Return the keywords `size`, `channels` and `background` of `load` for a config's `data`.
+    """Return the keywords of `load` that a config's `data` sets, from `size` to `value_range`.
 
     Args:
-      settings: the config's `data`. Saved configs of earlier versions have no `background`.
-      margin: pixels to add to the size.
+      settings: the config's `data`. Saved configs of earlier versions have no `background` and no
+        `value_range`.
+      margin: pixels to add to both sides.
     """
+    high, wide = height_width(settings["image_size"])
     return {
-        "size": settings["image_size"] + margin,
+        "size": (high + margin, wide + margin),
         "channels": settings["channels"],
         "background": settings.get("background", BLACK),
+        "value_range": settings.get("value_range", ()),
     }
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
     """Return a split's number of files and a hash of their names.
 
-    For a `folder:` source the hash covers the files' sizes too.
+    For a `folder:` source the hash covers the files' sizes too. An array's name is its index.
     """
     records = _records(source, split, channels, 0)
     digest = hashlib.sha256("\n".join(records.names).encode())
@@ -185,12 +196,13 @@ def load_labelled(
     source: str,
     split: str,
     *,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     background: Sequence[int] = BLACK,
+    value_range: Sequence[float] = (),
     limit: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
+    """Return images `[N, H, W, C]` and their classes, int32 `[N]`.
 
     The images are those of `load`. Classes count from 0. A TFDS dataset has classes if it has
     exactly one `ClassLabel` feature.
@@ -204,7 +216,8 @@ def load_labelled(
             f"{source} has no class labels, or several features of them; a classifier needs one. "
             "Use the feature space 'pca' or 'inception', which need no labels"
         )
-    images, labels, _ = _LazyImages(records, size, channels, background, limit).decode_all()
+    form = _Form.of(size, channels, background, value_range)
+    images, labels, _ = _LazyImages(records, form, limit).decode_all()
     if min(labels) < 0:
         raise UserError(
             f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, have "
@@ -217,27 +230,58 @@ def load_labelled(
 def _records(source: str, split: str, channels: int, limit: int) -> Records:
     """Return the source's records after checking `source`, `channels` and `limit`."""
     kind, _, argument = source.partition(":")
-    if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
-        valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
+    if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder", "arrays")):
+        valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH", "arrays:PATH")
         raise unknown_name("data source", source, valid)
-    if channels not in (1, 3):
-        raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
+    if channels not in (1, 3) and kind != "arrays":
+        raise UserError(
+            f"data.channels={channels} of {source} must be 1 (gray) or 3 (RGB); only arrays:PATH "
+            "takes other numbers"
+        )
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
     return SOURCES[kind](argument, split)
 
 
+class _Form(NamedTuple):
+    """The form in which images are returned.
+
+    Attributes:
+      size: (H, W), in pixels.
+      channels: number of channels.
+      background: (R, G, B) in 0..255, visible through transparent pixels.
+      value_range: (low, high) of arrays, or ().
+    """
+
+    size: tuple[int, int]
+    channels: int
+    background: tuple[int, ...]
+    value_range: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls,
+        size: int | tuple[int, int],
+        channels: int,
+        background: Sequence[int],
+        value_range: Sequence[float],
+    ) -> "_Form":
+        """Return the form; refuse a size or background that cannot be.
+
+        Raises:
+          UserError: the message names the setting.
+        """
+        levels = all(isinstance(v, int) and 0 <= v <= 255 for v in background)
+        if len(background) != 3 or not levels:
+            raise UserError(f"data.background={background!r} must be (R, G, B), each in 0..255")
+        return cls(height_width(size), channels, tuple(background), tuple(value_range))
+
+
 class _LazyImages:
     """Images that are decoded at each access."""
 
-    def __init__(
-        self, records: Records, size: int, channels: int, background: Sequence[int], limit: int
-    ):
-        self._records, self._size, self._channels = records, size, channels
-        self._background = tuple(background)
-        levels = all(isinstance(v, int) and 0 <= v <= 255 for v in self._background)
-        if len(self._background) != 3 or not levels:
-            raise UserError(f"data.background={background!r} must be (R, G, B), each in 0..255")
+    def __init__(self, records: Records, form: _Form, limit: int):
+        self._records, self._form = records, form
         self._length = min(limit or len(records.names), len(records.names))
         self._limited = limit > 0
         everything = range(len(records.names))
@@ -260,7 +304,9 @@ class _LazyImages:
     def decode_all(self) -> Split:
         """Decode images in the order of subsets, leaving out damaged ones, up to the limit."""
         records = self._records
-        images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
+        form = self._form
+        dtype = data_type(records.dtype, form.value_range)
+        images = np.empty((len(self), *form.size, form.channels), dtype)
         places, labels = [], []
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(self._candidates), _CHUNK):
@@ -290,11 +336,13 @@ class _LazyImages:
         """Return image i, or None if it is damaged, with a warning the first time.
 
         Raises:
-          UserError: the file system fails repeatedly.
+          UserError: the file system fails repeatedly, or an array cannot be an image of this form.
         """
         name = self._records.names[i]
         try:
             return patiently(lambda: self._decode(i), name)
+        except UserError:
+            raise
         except Exception as error:  # decoders raise many types on damaged files
             if file_system_failed(error):
                 raise UserError(
@@ -312,15 +360,27 @@ class _LazyImages:
             return None
 
     def _decode(self, i: int) -> np.ndarray:
-        image = self._records.open(i)
+        image, form = self._records.open(i), self._form
+        if isinstance(image, np.ndarray):
+            return _decode_array(image, form, self._records.names[i])
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
         _check_plain(image)
-        return pixels_of(image, self._channels, size=self._size, background=self._background)
+        return pixels_of(image, form.channels, size=form.size, background=form.background)
 
     def _nothing(self) -> UserError:
         names = self._records.names
         return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
+
+
+def _decode_array(image: np.ndarray, form: _Form, name: str) -> np.ndarray:
+    """Return an array `[H', W', C]` as an image of this form, center-cropped."""
+    if image.shape[-1] != form.channels:
+        raise UserError(
+            f"{name} has {image.shape[-1]} channels, but data.channels={form.channels}; set "
+            f"--config.data.channels={image.shape[-1]}. The channels are the last axis"
+        )
+    return convert(center_crop(image, form.size, name), form.value_range, name)
 
 
 def _check_plain(image: Image.Image) -> None:
@@ -432,9 +492,33 @@ def _folder(path: str, split: str) -> Records:
     )
 
 
+def _arrays(argument: str, split: str) -> Records:
+    """Return the images of a split of an .npy or .npz file; about a tenth is the test split.
+
+    A hash of the index splits them, so images that are added at the end move no others.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split of arrays", split, SPLITS)
+    path = Path(argument).expanduser()
+    images, labels = read_arrays(path)
+    if len(images) < len(SPLITS):
+        raise UserError(f"{path} holds {len(images)} image; at least 2 are needed")
+    share = {i: hash_share(str(i)) for i in range(len(images))}
+    test = hold_out(share)
+    chosen = [i for i in share if (i in test) == (split == "test")]
+    return Records(
+        [f"image {i} of {path}" for i in chosen],
+        lambda i: images[chosen[i]],
+        None if labels is None else lambda i: int(labels[chosen[i]]),
+        order=sorted(range(len(chosen)), key=lambda i: share[chosen[i]]),
+        dtype=images.dtype,
+    )
+
+
 SOURCES: dict[str, Callable[[str, str], Records]] = {
     "digits": _digits,
     "color_digits": _color_digits,
     "tfds": _tfds,
     "folder": _folder,
+    "arrays": _arrays,
 }

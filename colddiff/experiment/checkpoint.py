@@ -46,7 +46,11 @@ SAME_RUN = (
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 # Data locations that may change when a run is loaded.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
-_ADDED = {"data.background": [0, 0, 0], "train.sinks": []}  # for saved configs without the field
+_ADDED = {
+    "data.background": [0, 0, 0],
+    "data.value_range": [],
+    "train.sinks": [],
+}  # for saved configs without the field
 _PART = re.compile(r"^degradation(\.parts\.\d+)+")  # a part has the fields of a degradation
 _BESIDES = 2**22  # bytes, at most, of a checkpoint without its arrays: names, shapes, the config
 

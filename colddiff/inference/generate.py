@@ -72,9 +72,14 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
 
     Raises:
       UserError: the folder holds images made with other settings, the run has no prior, a seed is
-        repeated, or an image is not finite.
+        repeated, an image is not finite, or the images have neither 1 nor 3 channels.
     """
     _check_unique(seeds)
+    if run.config.data.channels not in (1, 3):
+        raise UserError(
+            f"config.data.channels={run.config.data.channels}, but PNG files hold 1 or 3 channels. "
+            "Generate in Python: x0 = run.generate(run.params, seeds), and save it with np.save"
+        )
     _claim(folder, _settings(run))
     at_once = run.config.eval.chunk * create_mesh().size
     there = from_first_host(np.array([_path(folder, seed).exists() for seed in seeds]))

@@ -293,18 +293,21 @@ class Run:
     def _check_batch(self, x: jax.Array, what: str) -> None:
         """Refuse what is not a batch of this run's images; `what` is its name, for the message."""
         check_images(x, what)
-        size, _, channels = shape = self.experiment.image_shape
+        high, wide, channels = shape = self.experiment.image_shape
         if x.ndim == 4 and x.shape[1:] == shape:
             return
-        convert = "Convert PIL images with colddiff.images.from_pil(images, "
-        convert += f"size={size}, channels={channels})"
+        convert = "Convert it with jnp.asarray, resize or crop it"
+        if channels in (1, 3):
+            size = high if high == wide else (high, wide)
+            convert = "Convert PIL images with colddiff.images.from_pil(images, "
+            convert += f"size={size}, channels={channels})"
         if x.shape == shape:
             convert = f"Add the batch axis with {what}[None]"
-        elif x.shape == (size, size):
+        elif x.shape == (high, wide):
             convert = f"Add the batch and the channel axis with {what}[None, ..., None]"
-        elif x.shape[1:] == (size, size):
+        elif x.shape[1:] == (high, wide):
             convert = f"Add the channel axis with {what}[..., None]"
-        elif x.shape[1:] == (channels, size, size):
+        elif x.shape[1:] == (channels, high, wide):
             convert = f"Put the channels last with jnp.moveaxis({what}, 1, -1)"
         raise UserError(f"{what} must be of shape {('B', *shape)}; got {x.shape}. {convert}")
 

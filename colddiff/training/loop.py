@@ -167,7 +167,7 @@ class _Loop:
     Attributes:
       run: the run with the EMA parameters of the current step.
       images: the training split; a batch of it is written if the training diverges.
-      pictured: test images whose restorations are drawn, uint8 `[N, H, W, C]`.
+      pictured: test images whose restorations are drawn, `[N, H, W, C]`.
       truth: the test data that checkpoints are scored against; None if they are not scored.
       stop: tells whether any host was told to stop.
       manager: writes the checkpoints.
