@@ -158,6 +158,19 @@ def shape_of(settings: Mapping[str, Any], margin: int = 0) -> dict[str, Any]:
     }
 
 
+def check_channels(source: str, channels: int) -> None:
+    """Refuse a number of channels that a source cannot give.
+
+    Raises:
+      UserError: the source has pictures, which have 1 or 3 channels.
+    """
+    if channels not in (1, 3) and not source.startswith("arrays:"):
+        raise UserError(
+            f"data.channels={channels} of {source} must be 1 (gray) or 3 (RGB); only arrays:PATH "
+            "takes other numbers"
+        )
+
+
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
     """Return a split's number of files and a hash of their names.
 
@@ -233,11 +246,7 @@ def _records(source: str, split: str, channels: int, limit: int) -> Records:
     if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder", "arrays")):
         valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH", "arrays:PATH")
         raise unknown_name("data source", source, valid)
-    if channels not in (1, 3) and kind != "arrays":
-        raise UserError(
-            f"data.channels={channels} of {source} must be 1 (gray) or 3 (RGB); only arrays:PATH "
-            "takes other numbers"
-        )
+    check_channels(source, channels)
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
     return SOURCES[kind](argument, split)

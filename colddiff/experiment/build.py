@@ -94,6 +94,7 @@ def build(config: ConfigDict) -> Experiment:
       UserError: a name does not exist, or settings cannot work together.
     """
     check_numbers(config)
+    sources.check_channels(config.data.source, config.data.channels)
     shape = dict(channels=config.data.channels, image_size=config.data.image_size)
     model = _make("model", config.model, networks.NETWORKS, shape)
     experiment = Experiment(
@@ -307,7 +308,7 @@ def _make(
     table: Mapping[str, Callable],
     shape: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return `table[settings.name]` of the other settings, and of those in `shape` that it takes."""
+    """Return `table[settings.name]` of the other settings, and what it takes of `shape`."""
     settings = dict(settings)
     factory = named(table, what, settings.pop("name"))
     takes = inspect.signature(factory).parameters
