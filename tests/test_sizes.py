@@ -24,6 +24,8 @@ OBLONG = (
     "--config.prior.size=(3, 5)",
     "--config.eval.samplers=('tacos',)",
     "--config.train.num_steps=4",
+    "--config.eval.batch_size=8",
+    "--config.eval.chunk=2",
 )
 
 
