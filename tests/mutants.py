@@ -93,6 +93,12 @@ MUTANTS = (
         "degradations/test_formulas.py::test_the_hole_lies_where_it_is_said_to",
     ),
     Mutant(
+        "degradations/mask.py",
+        "for n in (size.height, size.width))",
+        "for n in (size.width, size.height))",
+        "degradations/test_formulas.py::test_the_hole_of_an_oblong_image_lies_where_it_is_said_to",
+    ),
+    Mutant(
         "degradations/snow.py",
         "(flakes + flakes[::-1, ::-1])",
         "(flakes + flakes[::-1])",
@@ -276,6 +282,18 @@ MUTANTS = (
     ),
     # Data and scores.
     Mutant(
+        "data/arrays.py",
+        "(high - low) - 1",
+        "(high - low + 1) - 1",
+        "data/test_arrays.py::test_the_value_range_becomes_minus_one_to_one",
+    ),
+    Mutant(
+        "training/examples.py",
+        "else -1",
+        "else 0",
+        "test_sizes.py::test_examples_of_8_bits_and_of_floats_are_the_same",
+    ),
+    Mutant(
         "data/sources.py",
         "order=order,",
         "order=None,",
@@ -294,7 +312,7 @@ MUTANTS = (
         "data/test_data.py::test_transparent_pixels_show_the_background",
     ),
     Mutant(
-        "data/sources.py",
+        "data/decoding.py",
         "            if file_system_failed(error):\n",
         "            if False:\n",
         "data/test_data.py::test_the_disk_failing_is_not_an_unreadable_image",

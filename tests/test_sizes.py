@@ -12,9 +12,11 @@ from PIL import Image
 
 import colddiff
 from colddiff.data import sources
+from colddiff.evaluation.features import check_spaces
 from colddiff.experiment.build import at_size, build, init_params
 from colddiff.experiment.config_files import load_config
 from colddiff.runtime.errors import UserError
+from colddiff.training.examples import make_example
 
 SMALL = tuple(flag for flag in TINY_FLAGS if ".degradation." not in flag)[1:]
 OBLONG = (
@@ -106,6 +108,24 @@ def test_a_network_serves_other_sizes_than_its_own(name, config):
     np.testing.assert_allclose(square[2:14, 2:14], large[2:14, 2:14], atol=1e-6)
 
 
+def test_examples_of_8_bits_and_of_floats_are_the_same(config):
+    """Pad, crop and mirror the same oblong images in both types; padding is black."""
+    config.data.update(image_size=(10, 14), pad=3, flip=True, channels=3)
+    config.degradation.kernel_size = 3
+    config.model.multipliers = (1,)
+    experiment = build(config)
+    levels = np.random.default_rng(0).integers(128, 256, (20, 10, 14, 3), np.uint8)
+    floats = (levels / 127.5 - 1).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 20)
+    example = jax.vmap(make_example(experiment, experiment.degrade))
+    both = [example(images, keys) for images in (levels, floats)]
+    for found, expected in zip(*both, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    x0 = both[1][0]
+    assert x0.shape == (20, 10, 14, 3)
+    assert set(np.unique(x0 < 0)) == {False, True} and set(np.unique(x0[x0 < 0])) == {-1.0}
+
+
 @pytest.fixture
 def two_channels(tmp_path):
     """Write 60 uint16 images of two channels; return the path and the array."""
@@ -139,6 +159,10 @@ def test_arrays_of_two_channels_and_16_bits_are_trained_on_unrounded(two_channel
     [report] = work.glob("evaluation/*/report.json")
     degraded = json.loads(report.read_text())["rows"][0]
     assert degraded["rmse"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(
+        UserError, match="'inception' is for images of 1 or 3 channels; these have 2"
+    ):
+        check_spaces(["pca", "inception"], 2)
     for mode in (["generate"], ["compare", f"--folder=a={tmp_path}"]):
         done = call_main(f"--mode={mode[0]}", f"--workdir={work}", *mode[1:])
         assert done.returncode == 2 and "hold 1 or 3 channels" in done.stderr

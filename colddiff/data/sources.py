@@ -25,70 +25,23 @@ import importlib.metadata
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
-from colddiff.data.arrays import center_crop, convert, data_type, read_arrays
+from colddiff.data.arrays import read_arrays
+from colddiff.data.decoding import CHUNK, Form, Images, LazyImages, Records, Split
 from colddiff.data.folders import SPLITS, by_ending, hash_share, hold_out, split_files
-from colddiff.images import height_width, pixels_of
+from colddiff.images import height_width
 from colddiff.runtime.errors import UserError, first_line, unknown_name
-from colddiff.runtime.files import file_system_failed, patiently
 
 BLACK = (0, 0, 0)
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
-_CHUNK = 256  # images decoded in parallel
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # PIL uses no other decoder, whatever the file's name
-_TIFF_MODES = ("L", "LA", "P", "RGB", "RGBA", "YCbCr")
 _FEW = 100  # with fewer test images, scores are uncertain
-_MOST_PIXELS = 2**26  # largest image; a small file can claim a size that fills memory
-
-
-class Images(Protocol):
-    """A sequence of images `[H, W, C]`, uint8 or float32 on [-1, 1]."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> np.ndarray: ...
-
-
-class Records(NamedTuple):
-    """The images of a source, not yet decoded.
-
-    Attributes:
-      names: one name for each image.
-      open: `open(i)` returns image i, not yet decoded; of arrays `[H, W, C]`, as in the file.
-      label: `label(i)` returns the class of image i, from 0; None if the source has no classes.
-      order: all indices, in the order in which subsets take them; None for 0, 1, 2, ...
-      passed_over: files beside the images that have no image's ending.
-      dtype: type of the pixels that `open` returns.
-    """
-
-    names: Sequence[str]
-    open: Callable[[int], Image.Image | np.ndarray]
-    label: Callable[[int], int] | None = None
-    order: Sequence[int] | None = None
-    passed_over: Sequence[Path] = ()
-    dtype: np.dtype = np.dtype(np.uint8)
-
-
-class Split(NamedTuple):
-    """The images of one split, in memory.
-
-    Attributes:
-      images: `[N, H, W, C]`, uint8 or float32 on [-1, 1], in the source's order.
-      labels: int32 `[N]`; None if the source has no classes.
-      order: int `[N]`; the subset of n images is `images[order[:n]]`, for every n.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    order: np.ndarray
 
 
 def load(
@@ -121,8 +74,8 @@ def load(
       UserError: the source, split or folder does not exist, or none of its images can be read; the
         file system fails repeatedly; or an array is too small, or has NaN or values out of range.
     """
-    form = _Form.of(size, channels, background, value_range)
-    images = _LazyImages(_records(source, split, channels, limit), form, limit)
+    form = Form.of(size, channels, background, value_range)
+    images = LazyImages(_records(source, split, channels, limit), form, limit)
     return images.decode_all().images if cache else images
 
 
@@ -137,8 +90,8 @@ def load_split(
     limit: int = 0,
 ) -> Split:
     """Return the images of `load`, with their classes and the order of subsets."""
-    form = _Form.of(size, channels, background, value_range)
-    return _LazyImages(_records(source, split, channels, limit), form, limit).decode_all()
+    form = Form.of(size, channels, background, value_range)
+    return LazyImages(_records(source, split, channels, limit), form, limit).decode_all()
 
 
 def shape_of(settings: Mapping[str, Any], margin: int = 0) -> dict[str, Any]:
@@ -186,7 +139,8 @@ def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
 def log_sizes(settings: Mapping[str, Any]) -> None:
     """Log the sizes of both splits of a config's `data`; warn if something may be amiss.
 
-    The warnings are about a small test split, and about files that are passed over.
+    The warnings are about a small test split, and about files that are passed over. Another line
+    says whether arrays are cropped.
     """
     source, channels = settings["source"], settings["channels"]
     train, test = (
@@ -194,6 +148,10 @@ def log_sizes(settings: Mapping[str, Any]) -> None:
     )
     sizes = len(train.names), len(test.names)
     logging.info("images of %s: %d for training, %d for testing", source, *sizes)
+    if source.startswith("arrays:"):
+        stored, size = train.open(0).shape[:2], height_width(settings["image_size"])
+        if stored != size:
+            logging.info("they are center-cropped from %d×%d to %d×%d", *stored, *size)
     if passed_over := {*train.passed_over, *test.passed_over}:
         counts = by_ending(passed_over)
         logging.warning("files of %s passed over, by their ending: %s", source, counts)
@@ -229,8 +187,8 @@ def load_labelled(
             f"{source} has no class labels, or several features of them; a classifier needs one. "
             "Use the feature space 'pca' or 'inception', which need no labels"
         )
-    form = _Form.of(size, channels, background, value_range)
-    images, labels, _ = _LazyImages(records, form, limit).decode_all()
+    form = Form.of(size, channels, background, value_range)
+    images, labels, _ = LazyImages(records, form, limit).decode_all()
     if min(labels) < 0:
         raise UserError(
             f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, have "
@@ -250,167 +208,6 @@ def _records(source: str, split: str, channels: int, limit: int) -> Records:
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
     return SOURCES[kind](argument, split)
-
-
-class _Form(NamedTuple):
-    """The form in which images are returned.
-
-    Attributes:
-      size: (H, W), in pixels.
-      channels: number of channels.
-      background: (R, G, B) in 0..255, visible through transparent pixels.
-      value_range: (low, high) of arrays, or ().
-    """
-
-    size: tuple[int, int]
-    channels: int
-    background: tuple[int, ...]
-    value_range: tuple[float, ...]
-
-    @classmethod
-    def of(
-        cls,
-        size: int | tuple[int, int],
-        channels: int,
-        background: Sequence[int],
-        value_range: Sequence[float],
-    ) -> "_Form":
-        """Return the form; refuse a size or background that cannot be.
-
-        Raises:
-          UserError: the message names the setting.
-        """
-        levels = all(isinstance(v, int) and 0 <= v <= 255 for v in background)
-        if len(background) != 3 or not levels:
-            raise UserError(f"data.background={background!r} must be (R, G, B), each in 0..255")
-        return cls(height_width(size), channels, tuple(background), tuple(value_range))
-
-
-class _LazyImages:
-    """Images that are decoded at each access."""
-
-    def __init__(self, records: Records, form: _Form, limit: int):
-        self._records, self._form = records, form
-        self._length = min(limit or len(records.names), len(records.names))
-        self._limited = limit > 0
-        everything = range(len(records.names))
-        # The first `_length` candidates are chosen; the others only replace unreadable images.
-        in_order = self._limited and records.order is not None
-        self._candidates = records.order if in_order else everything
-        self._chosen = sorted(self._candidates[: self._length])
-        self._unreadable: set[int] = set()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        for j in range(len(self._records.names)):
-            image = self._read((self._chosen[i] + j) % len(self._records.names))
-            if image is not None:
-                return image
-        raise self._nothing()
-
-    def decode_all(self) -> Split:
-        """Decode images in the order of subsets, leaving out damaged ones, up to the limit."""
-        records = self._records
-        form = self._form
-        dtype = data_type(records.dtype, form.value_range)
-        images = np.empty((len(self), *form.size, form.channels), dtype)
-        places, labels = [], []
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self._candidates), _CHUNK):
-                chunk = self._candidates[start : start + _CHUNK]
-                for i, image in zip(chunk, pool.map(self._read, chunk), strict=True):
-                    if image is not None and len(places) < len(images):
-                        images[len(places)] = image
-                        places.append(i)
-                        if records.label is not None:
-                            labels.append(records.label(i))
-                if len(places) == len(images):
-                    break
-        if not places:
-            raise self._nothing()
-        images = images[: len(places)]
-        labels = None if records.label is None else np.array(labels, np.int32)
-        if records.order is None:
-            return Split(images, labels, np.arange(len(places)))
-        if self._limited:  # the candidates are in subset order
-            by_place = np.argsort(places)
-            labels = None if labels is None else labels[by_place]
-            return Split(images[by_place], labels, np.argsort(by_place))
-        rank = np.argsort(records.order)  # the inverse of the permutation
-        return Split(images, labels, np.argsort(rank[places]))
-
-    def _read(self, i: int) -> np.ndarray | None:
-        """Return image i, or None if it is damaged, with a warning the first time.
-
-        Raises:
-          UserError: the file system fails repeatedly, or an array cannot be an image of this form.
-        """
-        name = self._records.names[i]
-        try:
-            return patiently(lambda: self._decode(i), name)
-        except UserError:
-            raise
-        except Exception as error:  # decoders raise many types on damaged files
-            if file_system_failed(error):
-                raise UserError(
-                    f"{name} cannot be read: {first_line(error)}. The image itself may be "
-                    "undamaged: check the disk or the network, then run the same command again"
-                ) from error
-            if i not in self._unreadable:
-                self._unreadable.add(i)
-                logging.warning(
-                    "skipped the unreadable image %s (%d so far): %r",
-                    name,
-                    len(self._unreadable),
-                    error,
-                )
-            return None
-
-    def _decode(self, i: int) -> np.ndarray:
-        image, form = self._records.open(i), self._form
-        if isinstance(image, np.ndarray):
-            return _decode_array(image, form, self._records.names[i])
-        if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
-        _check_plain(image)
-        return pixels_of(image, form.channels, size=form.size, background=form.background)
-
-    def _nothing(self) -> UserError:
-        names = self._records.names
-        return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
-
-
-def _decode_array(image: np.ndarray, form: _Form, name: str) -> np.ndarray:
-    """Return an array `[H', W', C]` as an image of this form, center-cropped."""
-    if image.shape[-1] != form.channels:
-        raise UserError(
-            f"{name} has {image.shape[-1]} channels, but data.channels={form.channels}; set "
-            f"--config.data.channels={image.shape[-1]}. The channels are the last axis"
-        )
-    return convert(center_crop(image, form.size, name), form.value_range, name)
-
-
-def _check_plain(image: Image.Image) -> None:
-    """Refuse animated WebP files, and TIFF files that are not one picture of 8 bits a sample.
-
-    PIL would show the first page only, and would cut other depths to 8 bits or clip them.
-
-    Raises:
-      ValueError: the message says what the file holds instead.
-    """
-    if image.format not in ("WEBP", "TIFF"):
-        return
-    if image.n_frames > 1:
-        raise ValueError(f"{image.n_frames} pages or frames; save each as a file of its own")
-    if image.format == "TIFF":
-        bits, kinds = image.tag_v2.get(BITSPERSAMPLE, (1,)), image.tag_v2.get(SAMPLEFORMAT, (1,))
-        if set(bits) != {8} or set(kinds) != {1} or image.mode not in _TIFF_MODES:
-            raise ValueError(
-                f"TIFF of mode {image.mode} with {bits[0]} bits a sample; save it as 8-bit gray or "
-                "RGB"
-            )
 
 
 def _digits(argument: str, split: str) -> Records:
@@ -479,7 +276,7 @@ def _tfds(name: str, split: str) -> Records:
     except (KeyError, ValueError) as error:
         raise unknown_name(f"split of tfds:{name}", split, builder.info.splits) from error
     # Cache rows so that an image and its label cost one read.
-    row = functools.lru_cache(_CHUNK)(rows.__getitem__)
+    row = functools.lru_cache(CHUNK)(rows.__getitem__)
 
     def open_(i: int) -> Image.Image:
         return Image.open(io.BytesIO(row(i)[image_keys[0]]), formats=_FORMATS)

@@ -173,15 +173,15 @@ def check_ways(
     """Refuse settings that `evaluate` would refuse, before training and without decoding images.
 
     Raises:
-      UserError: as for `ways_of`; or a feature space does not exist, or the test split is too small
-        for `config.eval.counts`.
+      UserError: as for `ways_of`; or a feature space does not exist or does not take the images, or
+        the test split is too small for `config.eval.counts`.
     """
     names = config.eval.samplers if samplers is None else samplers
     if "ddim" in names or "ddpm" in names:
         ways_of(build(config), samplers, steps)
     for name in names:
         make_sampler(config, name)
-    check_spaces(config.eval.features)
+    check_spaces(config.eval.features, config.data.channels)
     for count in steps:
         times_between(config.degradation.num_steps, count)
     if config.eval.counts:

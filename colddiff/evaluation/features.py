@@ -103,19 +103,24 @@ def make_features(name: str, config: ConfigDict) -> Features:
     Raises:
       UserError: there is no such space, the data have no labels, or weights are missing.
     """
-    check_spaces([name])
+    check_spaces([name], config.data.channels)
     return SPACES[name](config)
 
 
-def check_spaces(names: Iterable[str]) -> None:
-    """Refuse names of feature spaces that do not exist.
+def check_spaces(names: Iterable[str], channels: int) -> None:
+    """Refuse feature spaces that do not exist, or are not for images of so many channels.
 
     Raises:
-      UserError: a name is unknown; the message lists the known ones.
+      UserError: the message lists the known names, or names one that takes the images.
     """
     for name in names:
         if name not in SPACES:
             raise unknown_name("feature space", name, SPACES)
+        if name == "inception" and channels not in (1, 3):
+            raise UserError(
+                f"the feature space 'inception' is for images of 1 or 3 channels; these have "
+                f"{channels}. Use 'pca'"
+            )
 
 
 def collect(
@@ -269,11 +274,6 @@ def _classifier(config: ConfigDict) -> Features:
 
 
 def _inception(config: ConfigDict) -> Features:
-    if config.data.channels not in (1, 3):
-        raise UserError(
-            f"the feature space 'inception' is for images of 1 or 3 channels; these have "
-            f"{config.data.channels}. Use 'pca'"
-        )
     params = inception.load(cache_folder())
     extract = Partial(inception.features, params)
     return Features("inception", inception.NAME, inception.IDENTITY, extract)
