@@ -275,8 +275,15 @@ def _classifier(config: ConfigDict) -> Features:
 
 def _inception(config: ConfigDict) -> Features:
     params = inception.load(cache_folder())
-    extract = Partial(inception.features, params)
+    extract = Partial(_of_eight_bits, params)
     return Features("inception", inception.NAME, inception.IDENTITY, extract)
+
+
+def _of_eight_bits(params: Any, images: jax.Array) -> jax.Array:
+    """Return the features of FID's network, which takes uint8; round float32 on [-1, 1] to it."""
+    if images.dtype == jnp.float32:
+        images = jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+    return inception.features(params, images)
 
 
 SPACES = {

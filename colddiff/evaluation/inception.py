@@ -258,12 +258,7 @@ def _max_pool(x: jax.Array) -> jax.Array:
 
 
 def _prepare(images: jax.Array) -> jax.Array:
-    """Resize `[B, H, W, C]` to float32 `[B, 299, 299, 3]` on [-1, 1].
-
-    Images are uint8. Float32 images on [-1, 1] are rounded to 8 bits first, as FID's are.
-    """
-    if images.dtype == jnp.float32:  # of data with more than 8 bits
-        images = jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+    """Resize uint8 `[B, H, W, C]` to float32 `[B, 299, 299, 3]` on [-1, 1]."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != jnp.uint8:
         given = f"{images.dtype} {images.shape}"
         raise UserError(f"{NAME} takes uint8 images [B, H, W, 1 or 3]; got {given}")
