@@ -195,8 +195,9 @@ def check_input(shape: tuple[int, ...], multipliers: Sequence[int]) -> None:
         below, above = wrong[0] // unit * unit, -(-wrong[0] // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
         size = wrong[0] if shape[1] == shape[2] else shape[1:3]
+        side = "" if shape[1] == shape[2] else f" for {wrong[0]}"
         raise UserError(
             f"image_size={size} cannot be halved {levels - 1} times, as a network of {levels} "
-            f"multipliers does; it takes multiples of {unit}: use {nearest} for {wrong[0]}, or "
-            "fewer multipliers"
+            f"multipliers does; it takes multiples of {unit}: use {nearest}{side}, or fewer "
+            "multipliers"
         )
