@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import call_main, tiny_config
@@ -147,7 +146,7 @@ def test_the_posterior_s_median_and_standard_deviation():
     p = np.exp(logits.astype(np.float64))
     p /= p.sum(1, keepdims=True)
     draws = [np.repeat(np.arange(12), np.round(1e5 * row).astype(int)) for row in p]
-    t, std = posterior(jnp.asarray(logits))
+    t, std = jax.jit(posterior)(logits)
     np.testing.assert_array_equal(t, [np.median(draw) for draw in draws])
     np.testing.assert_allclose(std, [draw.std() for draw in draws], rtol=1e-3)
 
