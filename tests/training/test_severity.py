@@ -152,12 +152,12 @@ def test_the_posterior_s_median_and_standard_deviation():
 
 
 def test_the_scores_of_estimates():
-    true, t, std = np.array([0, 10, 20, 40]), np.array([0, 11, 17, 40]), np.array([0, 1, 1, 0])
+    true, t, std = np.array([0, 10, 20, 40]), np.array([0, 11, 17, 40]), np.array([0, 2, 1, 0])
     scores = severity.scores_of(true, t, std, 40)
     assert scores == {
         "median_error": 0.5,
         "mean_error": 1.0,
         "within_5_percent": 0.75,
-        "mean_std": 0.5,
-        "calibration": pytest.approx((10 / 2) ** 0.5),
+        "mean_std": 0.75,
+        "calibration": pytest.approx(2**0.5),
     }
