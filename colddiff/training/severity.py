@@ -113,7 +113,10 @@ def _has_head(config: ConfigDict, workdir: Path) -> bool:
 def _train(experiment: Experiment, head: SeverityHead, mesh: jax.sharding.Mesh) -> Any:
     """Return the trained parameters on this host, or None if a host was told to stop."""
     settings = experiment.config.severity
-    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
+    # Without the rise, a high rate switches the first layers' features off for good.
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, settings.num_steps // 10, settings.num_steps
+    )
     optimizer = optax.adam(schedule)
     step, state = _make_step(experiment, head, optimizer, mesh), None
     parts = _batches(experiment.config, mesh)
