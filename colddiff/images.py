@@ -196,6 +196,11 @@ def truncate_to_8_bit(x: jax.Array) -> jax.Array:
     return jnp.trunc((x + 1) * 127.5 + 1e-3) / 127.5 - 1
 
 
+def round_to_8_bit(x: jax.Array) -> jax.Array:
+    """Clip to [-1, 1] and round to the 256 levels of an 8-bit image, as a file does; any shape."""
+    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5) / 127.5 - 1
+
+
 def to_unit(x: jax.Array) -> jax.Array:
     """Convert [-1, 1] to [0, 1], the scale of the metrics; not clipped."""
     return (x + 1) / 2

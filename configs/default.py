@@ -91,6 +91,13 @@ def get_config() -> ConfigDict:
     # size is the number of blocks a side, or (rows, columns) of them
     config.prior = ConfigDict(dict(name="none"))
 
+    # The severity head, which estimates t of images (colddiff/training/severity.py). It is trained
+    # after the restorer; num_steps=0 trains none. Its learning rate rises for a tenth of the steps
+    # and then falls to 0 along a cosine.
+    config.severity = ConfigDict(
+        dict(num_steps=0, batch_size=64, learning_rate=1e-3, width=32)  # steps, images, -, channels
+    )
+
     config.eval = evaluation = ConfigDict()
     # Images scored or generated at a time, rounded up to a multiple of the number of devices.
     evaluation.batch_size = 64

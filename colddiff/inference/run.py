@@ -31,6 +31,7 @@ from colddiff.experiment.config_files import locate
 from colddiff.experiment.user_code import source_changes
 from colddiff.images import check_images
 from colddiff.inference.prior import load_prior
+from colddiff.inference.severity import Estimate, load_severity
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import (
     create_mesh,
@@ -171,6 +172,25 @@ class Run:
           UserError: as for `load_prior`.
         """
         return load_prior(self.experiment, self.workdir)
+
+    def severity(self, images: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate the severity of degraded images; return (t, std) of each.
+
+        Args:
+          images: floats `[B, H, W, C]` on [-1, 1]; they are rounded to 8 bits, as files are.
+
+        Returns:
+          t, int32 `[B]`, the median of p(t | xt), and std, float32 `[B]`, its standard deviation.
+
+        Raises:
+          UserError: the run has no severity head (the message says how to train one), or `images`
+            cannot be images of this run.
+        """
+        return self._severity(images)
+
+    @functools.cached_property
+    def _severity(self) -> Estimate:
+        return load_severity(self)
 
     def sample(
         self,

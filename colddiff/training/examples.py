@@ -28,13 +28,13 @@ _LOOKED_AT = 64  # images whose pixels are hashed to detect changed data
 
 
 def make_example(
-    experiment: Experiment, degrade: Degrade
+    experiment: Experiment, degrade: Degrade, *, smallest: int = 1
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     """Return `example(image, key) -> (x0, xt, t)` for one image `[., ., C]`.
 
     The image is uint8, or float32 on [-1, 1], and at least as large as `image_size`. x0 is a crop
     of the padded image, mirrored at random, as `config.data` sets. xt is `network_input(D(x0, t))`,
-    with t ~ U{1..T}.
+    with t ~ U{smallest..T}.
     """
     settings = experiment.config.data
     high, wide = height_width(settings.image_size)
@@ -51,7 +51,7 @@ def make_example(
         x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (high, wide, settings.channels))
         if settings.flip:
             x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)
-        t = jax.random.randint(t_key, (), 1, experiment.T + 1)
+        t = jax.random.randint(t_key, (), smallest, experiment.T + 1)
         return x0, experiment.network_input(degrade(x0, t, pattern_key)), t
 
     return example
@@ -97,13 +97,16 @@ def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> Non
         )
 
 
-def load_train_images(config: ConfigDict) -> sources.Images:
-    """Return the images of the training split, `crop_margin` pixels larger than `image_size`."""
+def load_train_images(config: ConfigDict, *, cache: bool = True) -> sources.Images:
+    """Return the images of the training split, `crop_margin` pixels larger than `image_size`.
+
+    They are kept in memory if `cache` and `config.data.cache` are both true.
+    """
     settings = config.data
     return sources.load(
         settings.source,
         settings.train_split,
-        cache=settings.cache,
+        cache=cache and settings.cache,
         **sources.shape_of(settings, settings.crop_margin),
     )
 
