@@ -22,7 +22,9 @@ from colddiff.degradations import split
 from colddiff.sampling.samplers import BatchDegrade, BoundRestore, Result, Sampler, Times, walk
 
 EIGHT_BIT_STD = 2 / 255 / 12**0.5  # of rounding [-1, 1] to 256 levels: uniform within a level
-_CONVERGED = 1e-12  # norm of CG's residual; its square is large enough to divide by in float32
+# CG stops at a residual of float32's precision. More steps would add rounding divided by λ to what
+# D loses, and residuals whose squares underflow would be divided by 0.
+_CONVERGED = dict(tol=1e-6, atol=1e-12)
 
 
 class Measurement(NamedTuple):
@@ -107,14 +109,13 @@ def project(
         def normal(d):
             return JT(J(d)) + penalty * d
 
-        # Divide by the row sums of JᵀJ + λ, as a preconditioner. For a mask, whose JᵀJ is diagonal
-        # and badly conditioned, CG then converges in one step.
-        row_sums = jnp.maximum(JT(J(jnp.ones_like(x0_hat))), 0) + penalty
+        # The preconditioner divides by the row sums of JᵀJ + λ. A mask's JᵀJ is diagonal and badly
+        # conditioned; with its row sums, which are its diagonal, CG converges in one step.
+        row_sums = jnp.abs(JT(J(jnp.ones_like(x0_hat)))) + penalty
         change, _ = cg(
             normal,
             JT(y - degraded),
-            tol=0.0,
-            atol=_CONVERGED,
+            **_CONVERGED,
             maxiter=steps,
             M=lambda r: r / row_sums,
         )
