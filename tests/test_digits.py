@@ -1,18 +1,18 @@
 """Training of the *_digits configs improves the scores, on smaller images with a smaller network.
 
-generate_blur_digits runs at its own size: broken symmetry makes different images (section 5.2).
+generate_blur_digits also generates: broken symmetry makes different images (section 5.2).
 """
 
 import json
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, run_main
+from conftest import CONFIGS, run_main, run_program
 
 FLAGS = (
     "--config.data.image_size=16",
     "--config.model.width=16",
-    "--config.model.multipliers=(1, 2)",
+    "--config.model.multipliers=(1,)",
     "--config.train.num_steps=150",
     "--config.train.batch_size=16",
     "--config.train.sample_every=0",
@@ -49,11 +49,13 @@ def test_direct_restoration_beats_the_degraded_image(name, tmp_path):
 
 @pytest.mark.slow
 def test_broken_symmetry_makes_different_images(tmp_path):
-    """Check the paper's order of Fréchet distances, with a small network and less training."""
+    """Check the paper's order of Fréchet distances, on smaller images with less training."""
     common = (
         "--config=configs/generate_blur_digits.py",
         f"--workdir={tmp_path}",
-        "--config.train.num_steps=400",
+        "--config.data.image_size=16",
+        "--config.train.num_steps=300",
+        "--config.train.batch_size=32",
         "--config.train.sample_every=0",
         "--config.model.width=16",
         "--config.model.multipliers=(1, 2)",
@@ -66,12 +68,13 @@ def test_broken_symmetry_makes_different_images(tmp_path):
     }
     commands = [("--mode=train",)]
     commands += [
-        ("--mode=generate", "--seeds=0-255", f"--output={tmp_path / title}", *flags)
+        ("--mode=generate", "--seeds=0-63", f"--output={tmp_path / title}", *flags)
         for title, flags in rows.items()
     ]
     commands.append(("--mode=compare", *(f"--folder={t}={tmp_path / t}" for t in rows)))
     for flags in commands:
-        done = run_main(*common, *flags)
+        # So many steps gain more by LLVM's optimisations than these cost.
+        done = run_program("-m", "small", *common, *flags, variables={"XLA_FLAGS": ""})
         assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "comparison.json").read_text())
     found = {row["title"]: row for row in report["rows"]}

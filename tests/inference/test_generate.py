@@ -397,18 +397,18 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_256_seeds_on_one_and_four_devices_in_batches_of_16_and_64(workdir, tmp_path):
+def test_128_seeds_on_one_and_four_devices_in_batches_of_16_and_64(workdir, tmp_path):
     found = {}
-    for devices, batch_size in ((1, 16), (1, 64), (4, 16), (4, 64)):
+    for devices, batch_size in ((1, 16), (1, 64), (4, 64)):
         output = tmp_path / f"{devices}-{batch_size}"
-        flags = (f"--output={output}", f"--config.eval.batch_size={batch_size}", "--seeds=0-255")
+        flags = (f"--output={output}", f"--config.eval.batch_size={batch_size}", "--seeds=0-127")
         done = run_main(*FLAGS, f"--workdir={workdir}", "--mode=generate", *flags, devices=devices)
         assert done.returncode == 0, done.stderr
-        assert f"256 images, grid.png and process.gif: {output}" in done.stdout
+        assert f"128 images, grid.png and process.gif: {output}" in done.stdout
         assert "images/s" in done.stderr
         found[devices, batch_size] = pngs(output)
     first = found.pop((1, 16))
-    assert len(first) == 256
+    assert len(first) == 128
     for others in found.values():
         assert others.keys() == first.keys()
         assert max(np.abs(others[name] - first[name]).max() for name in first) <= 1

@@ -114,6 +114,7 @@ def test_every_program_of_a_run_has_it(tmp_path):
     """
     dump = tmp_path / "programs"
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*"
+    flags += " --xla_backend_optimization_level=0"
     done = run_program(
         "-m",
         "colddiff.main",
@@ -122,6 +123,7 @@ def test_every_program_of_a_run_has_it(tmp_path):
         f"--workdir={tmp_path}/run",
         "--config.train.num_steps=2",
         "--config.eval.features=('classifier',)",
+        "--config.eval.samplers=('tacos',)",
         variables={
             "XLA_FLAGS": flags,
             "COLDDIFF_CACHE": str(tmp_path / "cache"),

@@ -100,7 +100,7 @@ def one_device(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_any_number_of_devices_trains_the_same(one_device, devices, tmp_path):
     done = run_main(*FLAGS, "--mode=train", f"--workdir={tmp_path}", devices=devices)
     assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ def test_two_hosts_train_the_same_and_one_of_them_tells(one_device, two_hosts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4, 8])
+@pytest.mark.parametrize("devices", [1, 8])
 def test_a_checkpoint_of_two_hosts_goes_on_on_any_devices(one_device, two_hosts, devices, tmp_path):
     workdir, _ = two_hosts
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
@@ -179,26 +179,37 @@ def test_two_hosts_score_and_generate_as_one_does(generator, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_told_host_stops_all_at_the_same_step(number, tmp_path):
+def test_one_told_host_stops_all_at_the_same_step(tmp_path):
     flags = (*FLAGS, "--mode=train", "--config.train.num_steps=100000", f"--workdir={tmp_path}")
     with ExitStack() as stack:
         first, second = (stack.enter_context(p) for p in start_hosts(2, *flags))
         wait_for(first, "train 3/")
-        second.send_signal(number)
+        second.send_signal(signal.SIGTERM)
         (_, err), (_, other) = (p.communicate() for p in (first, second))
     assert first.returncode == second.returncode == 0, err + other
     stopped = int(re.search(r"stopped at step (\d+)", err)[1])
     with checkpoint.open_manager(tmp_path) as manager:
         assert manager.latest_step() == stopped
-    assert f"{number.name}: saving a checkpoint, then ending" in other
+    assert "SIGTERM: saving a checkpoint, then ending" in other
+
+
+# JAX notices a dead host after 100 s.
+SHORT_HEARTBEAT = """
+import functools, jax
+initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
+jax.distributed.initialize = initialize
+from small import run
+run()
+"""
 
 
 @pytest.mark.slow
 def test_a_host_that_dies_ends_the_other(tmp_path):
     flags = (*FLAGS, "--mode=train", "--config.train.num_steps=100000", f"--workdir={tmp_path}")
     with ExitStack() as stack:
-        first, second = (stack.enter_context(p) for p in start_hosts(2, *flags))
+        first, second = (
+            stack.enter_context(p) for p in start_hosts(2, *flags, program=("-c", SHORT_HEARTBEAT))
+        )
         wait_for(first, "train 3/")
         second.kill()
         _, err = first.communicate()
