@@ -196,6 +196,21 @@ def truncate_to_8_bit(x: jax.Array) -> jax.Array:
     return jnp.trunc((x + 1) * 127.5 + 1e-3) / 127.5 - 1
 
 
+def before_truncation(x: jax.Array, truncated: jax.Array) -> jax.Array:
+    """Return the mean of the images that `truncate_to_8_bit` truncates to `truncated`.
+
+    It is half a level above `truncated`. An image x that is on 8-bit levels already, such as one
+    from a file, loses nothing by truncation and is returned as it is.
+
+    Args:
+      x: images on [-1, 1], `[B, H, W, C]`.
+      truncated: `truncate_to_8_bit(x)`; or x itself, where nothing is truncated.
+    """
+    changed = jnp.abs(x - truncated) * 127.5 > 0.01  # levels; float32 is far more precise
+    changed = jnp.any(changed, axis=(1, 2, 3), keepdims=True)
+    return truncated + jnp.where(changed, 0.5 / 127.5, 0.0)
+
+
 def round_to_8_bit(x: jax.Array) -> jax.Array:
     """Clip to [-1, 1] and round to the 256 levels of an 8-bit image, as a file does; any shape."""
     return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5) / 127.5 - 1

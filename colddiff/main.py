@@ -94,7 +94,8 @@ _STEP = flags.DEFINE_string(
 _SAMPLERS = flags.DEFINE_list(
     "samplers",
     None,
-    "Samplers to evaluate, such as direct,naive,tacos. The default is config.eval.samplers.",
+    "Samplers to evaluate, such as direct,naive,tacos. The default is config.eval.samplers. "
+    "tacos+consistency is tacos with data consistency.",
 )
 _STEPS = flags.DEFINE_list(
     "steps",
@@ -249,6 +250,7 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         found = evaluate(run, ways=ways)
         # The samplers in the name keep the report of all samplers from being overwritten.
         name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ())])
+        name = name.replace("+", "-")  # tacos+consistency
         folder = report.write(found, run, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
         reports[title] = found

@@ -83,7 +83,14 @@ def get_config() -> ConfigDict:
 
     # steps: number of sampler steps; 0 for every t of T..1. ddim also takes eta, in 0..1
     # (--config.sampler.eta=0.5).
-    config.sampler = ConfigDict(dict(name="tacos", steps=0))  # direct | naive | tacos | ddim | ddpm
+    config.sampler = sampler = ConfigDict()
+    sampler.name = "tacos"  # direct | naive | tacos | ddim | ddpm
+    sampler.steps = 0
+    # Data consistency (colddiff/sampling/consistency.py): conjugate-gradient steps that make each
+    # estimate of x0 agree with the image to restore; 0 for none, 8 is enough.
+    sampler.consistency = 0
+    # Standard deviation of the noise in the image to restore, on [-1, 1]; that of 8-bit rounding.
+    sampler.noise_std = 2 / 255 / 12**0.5
 
     # The prior, which draws xT in --mode=generate (colddiff.sampling.priors):
     # dict(name="pattern", noise_std=0.0): D(0, T), which is noise, a colour or an image

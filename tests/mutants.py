@@ -63,6 +63,30 @@ MUTANTS = (
         "sampling/test_samplers.py::test_times_between",
     ),
     Mutant(
+        "sampling/consistency.py",
+        "return JT(J(d)) + penalty * d",
+        "return JT(J(d)) - penalty * d",
+        "sampling/test_consistency.py::test_the_noise_decides_how_far_it_goes",
+    ),
+    Mutant(
+        "sampling/consistency.py",
+        "return transposed(r)[0]",
+        "return J(r)",
+        "sampling/test_consistency.py::test_it_is_the_minimiser_and_agrees_with_the_measurement",
+    ),
+    Mutant(
+        "sampling/consistency.py",
+        "M=lambda r: r / row_sums",
+        "M=lambda r: r",
+        "sampling/test_consistency.py::test_few_steps_are_enough_for_a_mask",
+    ),
+    Mutant(
+        "images.py",
+        "jnp.where(changed, 0.5 / 127.5, 0.0)",
+        "jnp.where(changed, 0.0, 0.0)",
+        "sampling/test_consistency.py::test_truncation_to_8_bits_leaves_no_bias",
+    ),
+    Mutant(
         "sampling/priors.py",
         "jax.random.split(jax.random.fold_in(key, _OWN), 3)",
         "jax.random.split(key, 3)",

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import jax
 
-from colddiff.degradations.blend import animorph, blend_weights, gaussian_noise
+from colddiff.degradations.blend import animorph, blend_weights, gaussian_noise, is_blend
 from colddiff.degradations.blur import gaussian_blur
 from colddiff.degradations.compose import compose
 from colddiff.degradations.desaturate import desaturate
@@ -59,6 +59,7 @@ __all__ = [
     "gaussian_blur",
     "gaussian_mask",
     "gaussian_noise",
+    "is_blend",
     "linear",
     "pixelate",
     "snow",

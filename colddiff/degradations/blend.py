@@ -67,19 +67,23 @@ def animorph(
     return from_pattern(pick, Partial(_blend, _weights(num_steps, schedule)))
 
 
+def is_blend(degrade: Callable[..., jax.Array]) -> bool:
+    """Return whether `degrade` blends x0 with another image: `gaussian_noise` or `animorph`."""
+    return split(degrade)[1].func is _blend
+
+
 def blend_weights(degrade: Callable[..., jax.Array]) -> jax.Array:
     """Return `(√ᾱ_t, √(1 - ᾱ_t))` of a blend for t = 0..T; `[T + 1, 2]`.
 
     Raises:
       UserError: `degrade` is not a blend.
     """
-    _, apply = split(degrade)
-    if apply.func is not _blend:
+    if not is_blend(degrade):
         raise UserError(
             "ddim and ddpm take only blends, with noise or an image (gaussian_noise, animorph); "
             "for this degradation use tacos"
         )
-    return apply.args[0]
+    return split(degrade)[1].args[0]
 
 
 def _pick(

@@ -28,7 +28,14 @@ from colddiff.evaluation.features import (
     make_features,
     of_split,
 )
-from colddiff.experiment.build import Experiment, build, make_sampler
+from colddiff.experiment.build import (
+    CONSISTENT,
+    Experiment,
+    build,
+    consistency_steps,
+    make_consistency,
+    make_sampler,
+)
 from colddiff.experiment.checks import check_sampler
 from colddiff.images import to_data_type, to_model_range, to_unit
 from colddiff.inference.run import Restoration, Run, degrade_and_restore
@@ -43,7 +50,11 @@ _BATCH = 64  # images between two calls of `between`, such as `Stop.check`
 
 
 class Way(NamedTuple):
-    """A way to restore: a sampler's name, and its number of steps from T to 0."""
+    """A way to restore: a sampler's name, and its number of steps from T to 0.
+
+    'tacos+consistency' is tacos with data consistency, and 'tacos' is tacos without, whatever
+    `config.sampler.consistency` is.
+    """
 
     sampler: str
     steps: int
@@ -75,10 +86,11 @@ class Row(NamedTuple):
     """The scores of one way to restore.
 
     Attributes:
-      name: 'degraded', or the sampler's name.
+      name: 'degraded', or the sampler's name, which may end with '+consistency'.
       steps: restorer calls for each image.
       times: the severities that the sampler visits, from T to 0; only T for 'degraded'.
       seconds: time for each image, with the degradation and without compilation.
+      consistency: conjugate-gradient steps of data consistency; 0 for none.
     """
 
     name: str
@@ -89,6 +101,7 @@ class Row(NamedTuple):
     ssim: float
     seconds: float
     distances: list[Distance]
+    consistency: int = 0
 
 
 class Report(NamedTuple):
@@ -155,13 +168,16 @@ def ways_of(
       steps: numbers of sampler steps; the config's if empty.
 
     Raises:
-      UserError: a number of steps is outside 1..T, or a sampler does not exist or does not support
-        the degradation.
+      UserError: a number of steps is outside 1..T, a sampler does not exist or does not support
+        the degradation, or JAX cannot differentiate a degradation for consistency.
     """
     ways = []
     for name in experiment.config.eval.samplers if samplers is None else samplers:
         check_sampler(make_sampler(experiment.config, name), experiment.degrade)
-        for count in (1,) if name == "direct" else steps or (experiment.steps,):
+        count = consistency_steps(experiment.config, name)
+        make_consistency(experiment.config, experiment.degrade, count)
+        is_direct = name.removesuffix(CONSISTENT) == "direct"
+        for count in (1,) if is_direct else steps or (experiment.steps,):
             times_between(experiment.T, count)
             ways.append(Way(name, count))
     return ways
@@ -177,7 +193,7 @@ def check_ways(
         the test split is too small for `config.eval.counts`.
     """
     names = config.eval.samplers if samplers is None else samplers
-    if "ddim" in names or "ddpm" in names:
+    if {name.removesuffix(CONSISTENT) for name in names} & {"ddim", "ddpm"}:
         ways_of(build(config), samplers, steps)
     for name in names:
         make_sampler(config, name)
@@ -254,7 +270,9 @@ def _score(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     name = "degraded" if way is None else way.sampler
     times = np.array([T]) if way is None else times_between(T, way.steps)
-    restoration = run.restoration(run.params, _no_step if way is None else name)
+    consistency = 0 if way is None else consistency_steps(config, name)
+    sampler = _no_step if way is None else name
+    restoration = run.restoration(run.params, sampler, consistency)
     images = truth.images
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
@@ -286,7 +304,7 @@ def _score(
         distances = [_distance(*space, restored, counts, between) for space in truth.spaces]
     mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
     scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
-    return Row(name, len(times) - 1, times.tolist(), *scores)
+    return Row(name, len(times) - 1, times.tolist(), *scores, consistency)
 
 
 def _distance(

@@ -7,6 +7,7 @@ degradation needs: a bank of images, or the file with the user's function.
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,9 +27,11 @@ from colddiff.degradations import (
     Degrade,
     checked,
     compose,
+    is_blend,
 )
 from colddiff.experiment.checks import (
     check_degradation,
+    check_differentiable,
     check_nothing_is_left,
     check_numbers,
     check_own_degradation,
@@ -41,6 +44,7 @@ from colddiff.experiment.user_code import Own, first_own, make_own
 from colddiff.images import height_width, truncate_to_8_bit
 from colddiff.runtime.devices import create_mesh, replicate, split_rows
 from colddiff.runtime.errors import UserError
+from colddiff.sampling.consistency import EIGHT_BIT_STD
 from colddiff.sampling.priors import (
     Mixture,
     Prior,
@@ -50,7 +54,22 @@ from colddiff.sampling.priors import (
 )
 from colddiff.sampling.samplers import SAMPLERS, Restore, Sampler, times_between
 
+CONSISTENT = "+consistency"  # ends the name of a sampler to use with data consistency
+_CONSISTENCY_STEPS = 8  # with such a name, if the config has none
+
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Consistency(NamedTuple):
+    """The settings of data consistency (`sampling.consistency`); a pytree, for `jit`.
+
+    Attributes:
+      steps: number of conjugate-gradient steps of each projection.
+      noise_std: standard deviation of the measurement's noise, on [-1, 1].
+    """
+
+    steps: np.int32
+    noise_std: np.float32
 
 
 class Experiment(NamedTuple):
@@ -114,6 +133,8 @@ def build(config: ConfigDict) -> Experiment:
     degrade = _degradation(config.degradation.to_dict(), config.data)
     for way in chosen:
         check_sampler(way, degrade)
+    for name in ("", *config.eval.samplers):
+        make_consistency(config, degrade, consistency_steps(config, name) if name else None)
     # Replicate the degradation's tables once, so that later calls need no transfer to the devices.
     experiment = experiment._replace(degrade=replicate(degrade, create_mesh()))
     at_T = (config.degradation.name, degrade, experiment.T, experiment.image_shape)
@@ -158,13 +179,17 @@ def _init_params(model: nn.Module, image_shape: tuple[int, int, int], key: jax.A
 def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
     """Return the sampler called `name`, or the config's own sampler if `name` is None.
 
-    The config's own sampler takes its other arguments from `config.sampler`.
+    The config's own sampler takes its other arguments from `config.sampler`. `name` may end with
+    '+consistency', which `consistency_steps` reads.
 
     Raises:
       UserError: there is no such sampler, or it does not take one of the arguments.
     """
     settings = config.sampler.to_dict()
     own, _ = settings.pop("name"), settings.pop("steps")
+    for field in ("consistency", "noise_std"):  # of every sampler (`make_consistency`)
+        settings.pop(field, None)
+    name = name and name.removesuffix(CONSISTENT)
     function = named(SAMPLERS, "sampler", own if name is None else name)
     if name is not None and name != own:
         return Partial(function)
@@ -176,6 +201,49 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
             f"{', '.join(takes) or 'nothing'}"
         )
     return Partial(function, **settings)
+
+
+def consistency_steps(config: ConfigDict, name: str) -> int:
+    """Return the number of conjugate-gradient steps that a sampler's name asks for.
+
+    It is 0 unless the name ends with '+consistency', as in 'tacos+consistency'. Then it is
+    `config.sampler.consistency`, or 8 if that is 0.
+    """
+    if not name.endswith(CONSISTENT):
+        return 0
+    return config.sampler.get("consistency", 0) or _CONSISTENCY_STEPS
+
+
+def full_name(config: ConfigDict, name: str) -> str:
+    """Return a sampler's name, with '+consistency' if the config uses data consistency."""
+    return name + CONSISTENT * bool(config.sampler.get("consistency", 0))
+
+
+def make_consistency(
+    config: ConfigDict, degrade: Degrade, steps: int | None = None
+) -> Consistency | None:
+    """Return the settings of data consistency, or None if it is not used.
+
+    It is not used with blends. Their noise, or other image, is unknown in practice, and D(x0, T)
+    keeps nothing of x0.
+
+    Args:
+      config: the config, whose `sampler.noise_std` is the noise of the image to restore.
+      degrade: the degradation.
+      steps: number of conjugate-gradient steps, 0 for none; the config's if None.
+
+    Raises:
+      UserError: the number of steps is not a whole number, or JAX cannot differentiate D.
+    """
+    if steps is None:
+        steps = config.sampler.get("consistency", 0)
+    if not isinstance(steps, Integral) or steps < 0:
+        raise UserError(f"consistency={steps} must be a whole number of steps, or 0 for none")
+    if steps == 0 or is_blend(degrade):
+        return None
+    check_differentiable(config.degradation.name, degrade, _image_shape(config.data))
+    noise_std = config.sampler.get("noise_std", EIGHT_BIT_STD)
+    return Consistency(np.int32(steps), np.float32(noise_std))
 
 
 def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Prior | None:

@@ -27,6 +27,7 @@ from colddiff.experiment.state import TrainState
 from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import StorageError, UserError, first_line
 from colddiff.runtime.files import file_system_failed, patiently
+from colddiff.sampling.consistency import EIGHT_BIT_STD
 
 Manager = ocp.CheckpointManager
 
@@ -46,11 +47,13 @@ SAME_RUN = (
 _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 # Data locations that may change when a run is loaded.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
-_ADDED = {
+_ADDED = {  # for saved configs without the field
     "data.background": [0, 0, 0],
     "data.value_range": [],
     "train.sinks": [],
-}  # for saved configs without the field
+    "sampler.consistency": 0,
+    "sampler.noise_std": EIGHT_BIT_STD,
+}
 _PART = re.compile(r"^degradation(\.parts\.\d+)+")  # a part has the fields of a degradation
 _BESIDES = 2**22  # bytes, at most, of a checkpoint without its arrays: names, shapes, the config
 

@@ -51,6 +51,8 @@ _RANGES = {  # smallest and largest valid values of the config's numbers
     "train.checkpoints_kept": (1, math.inf),
     "train.scored": (0, math.inf),
     "sampler.steps": (0, math.inf),
+    "sampler.consistency": (0, math.inf),
+    "sampler.noise_std": (1e-6, math.inf),
     "severity.num_steps": (0, math.inf),
     "severity.batch_size": (1, math.inf),
     "severity.learning_rate": (0, math.inf),
@@ -60,6 +62,8 @@ _RANGES = {  # smallest and largest valid values of the config's numbers
     "eval.num_images": (0, math.inf),
     "eval.pictures": (1, math.inf),
 }
+
+_ADDED = ("sampler.consistency", "sampler.noise_std")  # configs of earlier versions lack them
 
 
 def named(table: Mapping[str, Any], what: str, name: str) -> Any:
@@ -75,7 +79,7 @@ def check_numbers(config: ConfigDict) -> None:
         section, _, field = path.rpartition(".")
         fields = config.get(section, ConfigDict()) if section else config
         if field not in fields:
-            if section == "model":
+            if section == "model" or path in _ADDED:
                 continue  # a field of other models
             raise UserError(f"the config has no {path}; start it from configs/default.py")
         value = fields[field]
@@ -102,6 +106,28 @@ def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
         eta = getattr(sampler, "keywords", {}).get("eta", 0.0)
         if not (isinstance(eta, Real | jax.Array) and 0 <= eta <= 1):
             raise UserError(f"eta={eta!r} of ddim must be a number in 0..1")
+
+
+def check_differentiable(name: str, degrade: Degrade, shape: tuple[int, int, int]) -> None:
+    """Refuse a degradation that JAX cannot differentiate in x0, as data consistency does.
+
+    Args:
+      name: the degradation's name in the config.
+      degrade: `D(x0, t, key) -> xt` for one image.
+      shape: (H, W, C).
+
+    Raises:
+      UserError: the message gives JAX's reason.
+    """
+    total = lambda x0: jnp.sum(degrade(x0, jnp.int32(1), jax.random.key(0)))  # noqa: E731
+    try:
+        jax.eval_shape(jax.grad(total), jnp.zeros(shape))
+    except Exception as error:  # JAX raises many types
+        raise UserError(
+            f"data consistency needs a degradation that JAX can differentiate; {name} fails: "
+            f"{type(error).__name__}: {first_line(error)}. Write it with jax.numpy, or use "
+            "consistency=0"
+        ) from error
 
 
 def check_degradation(name: str, degrade: Degrade, shape: tuple[int, int, int]) -> None:

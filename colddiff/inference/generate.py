@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from colddiff.experiment.build import make_sampler
+from colddiff.experiment.build import full_name, make_sampler
 from colddiff.experiment.config_files import rename_own
 from colddiff.experiment.saved_config import config_json
 from colddiff.experiment.user_code import source_hashes
@@ -63,7 +63,8 @@ def parse_seeds(text: str) -> list[int]:
 def folder_of(run: Run) -> Path:
     """Return the default folder of a run's images; each set of settings has its own folder."""
     digest = hashlib.sha256(json.dumps(_settings(run), sort_keys=True).encode()).hexdigest()
-    name = f"{run.step:07d}-{run.config.sampler.name}-{run.experiment.steps}-{digest[:6]}"
+    sampler = full_name(run.config, run.config.sampler.name).replace("+", "-")
+    name = f"{run.step:07d}-{sampler}-{run.experiment.steps}-{digest[:6]}"
     return run.workdir / "generated" / name
 
 
@@ -144,6 +145,9 @@ def _settings(run: Run) -> dict[str, Any]:
         # Arrays that the config does not fix, such as a fitted mixture or a bank's images.
         "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},
     }
+    if not run.config.sampler.get("consistency", 0):  # then the images do not depend on these
+        unused = ("consistency", "noise_std")
+        settings["sampler"] = {k: v for k, v in config["sampler"].items() if k not in unused}
     if source := source_hashes(run.config.degradation):
         settings["source"] = source
         # The images depend on the source, not on its place.

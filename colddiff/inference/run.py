@@ -21,15 +21,18 @@ from ml_collections import ConfigDict
 from colddiff.degradations import Degrade, as_key, as_partial
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import (
+    Consistency,
     Experiment,
     build,
     check_sampler,
+    consistency_steps,
     init_params,
+    make_consistency,
     make_sampler,
 )
 from colddiff.experiment.config_files import locate
 from colddiff.experiment.user_code import source_changes
-from colddiff.images import check_images
+from colddiff.images import before_truncation, check_images
 from colddiff.inference.prior import load_prior
 from colddiff.inference.severity import Estimate, load_severity
 from colddiff.runtime.compiler import network_jit
@@ -41,6 +44,7 @@ from colddiff.runtime.devices import (
     split_axis,
 )
 from colddiff.runtime.errors import UserError
+from colddiff.sampling.consistency import Measurement, consistent_walk
 from colddiff.sampling.priors import Prior
 from colddiff.sampling.samplers import (
     Result,
@@ -67,6 +71,7 @@ class Restoration(NamedTuple):
       degrade: `D(x0, t, key) -> xt` for one image.
       network_input: maps xT to the sampler's input, such as xT cut to 8 bits.
       params: the restorer's parameters.
+      consistency: the settings of data consistency; None for a sampler without.
     """
 
     sampler: Partial
@@ -74,6 +79,7 @@ class Restoration(NamedTuple):
     degrade: Partial
     network_input: Partial
     params: Any
+    consistency: Consistency | None = None
 
 
 # Compiled once for each sampler, number of images and number of steps.
@@ -85,10 +91,18 @@ def run_sampler(
     times: jax.Array,
     iterates_at: jax.Array | None = None,
 ) -> Result:
-    """Return the result of `walk` from xT `[B, H, W, C]` with the patterns of `keys` `[B]`."""
-    sampler, restore, degrade, network_input, params = restoration
+    """Return the result of `walk` from xT `[B, H, W, C]` with the patterns of `keys` `[B]`.
+
+    With data consistency, xT is the measurement.
+    """
+    sampler, restore, degrade, network_input, params, consistency = restoration
     R, D = bind_params(restore, params), draw_patterns(degrade, keys, xT.shape[1:])
-    return walk(sampler, R, D, network_input(xT), times, iterates_at)
+    x = network_input(xT)
+    if consistency is None:
+        return walk(sampler, R, D, x, times, iterates_at)
+    y = Measurement(before_truncation(xT, x), times[0], consistency.noise_std)
+    steps = consistency.steps
+    return consistent_walk(sampler, R, D, x, times, iterates_at, measurement=y, steps=steps)
 
 
 def degrade_and_restore(
@@ -202,6 +216,7 @@ class Run:
         steps: int | None = None,
         times: Times | None = None,
         iterates_at: Times | None = None,
+        consistency: int | None = None,
     ) -> Result:
         """Return x0 from xT, both `[B, H, W, C]` with images on [-1, 1]; x0 is not clipped.
 
@@ -220,13 +235,18 @@ class Run:
           times: severities to visit instead of `steps`: decreasing integers down to 0.
           iterates_at: some of the times; if given, the result is `(x0, iterates)`, `iterates`
             `[len(iterates_at), B, H, W, C]`.
+          consistency: conjugate-gradient steps of data consistency (`sampling.consistency`), which
+            makes every estimate of x0, and x0 itself, agree with xT; 0 for none, the config's if
+            None. The noise of xT is `config.sampler.noise_std`. The key must be the one that xT was
+            degraded with. With blends (noise, animorphosis) it changes nothing.
 
         Raises:
           UserError: xT has another shape or type, or values that are not finite or far outside
-            [-1, 1]; the key is no key; the sampler is unknown; or steps or times are outside 0..T.
+            [-1, 1]; the key is no key; the sampler is unknown; steps or times are outside 0..T; or
+            JAX cannot differentiate a degradation that consistency is used with.
         """
         self._check_batch(xT, "xT")
-        restoration = self.restoration(params, sampler)
+        restoration = self.restoration(params, sampler, consistency)
         times = self._times(restoration.sampler, steps, times, iterates_at)
         keys = image_keys(jax.random.key(0) if key is None else as_key(key), 0, len(xT))
         xT = jnp.asarray(xT, jnp.float32)
@@ -261,6 +281,9 @@ class Run:
         Sampling from a near-constant xT amplifies rounding, which depends on the batch size and, on
         some processors, on an image's place in the batch. So each device always takes
         `config.eval.chunk` images, and a seed always has the same index in its chunk (`_places`).
+
+        With `config.sampler.consistency`, x0 agrees with the prior's xT, such as its mean colour or
+        its blocks. With blends, D(x0, T) keeps nothing of x0, and consistency changes nothing.
 
         Args:
           params: as for `sample`.
@@ -298,17 +321,29 @@ class Run:
             parts.append(run_sampler(restoration, *place(drawn, sharding), times, marks))
         return _taken(parts, places)
 
-    def restoration(self, params: Any, sampler: str | Sampler | None = None) -> Restoration:
-        """Return the `Restoration` with this sampler; None takes the config's.
+    def restoration(
+        self,
+        params: Any,
+        sampler: str | Sampler | None = None,
+        consistency: int | None = None,
+    ) -> Restoration:
+        """Return the `Restoration` with this sampler and data consistency; None takes the config's.
+
+        A name that ends with '+consistency' asks for `consistency_steps` of that name, unless
+        `consistency` is given.
 
         Raises:
-          UserError: there is no such sampler, or it does not support the degradation.
+          UserError: there is no such sampler, or it does not support the degradation; or
+            `consistency` is invalid (`make_consistency`).
         """
         named = sampler is None or isinstance(sampler, str)
         function = make_sampler(self.config, sampler) if named else as_partial(sampler)
         check_sampler(function, self.degrade)
+        if consistency is None and named and sampler:
+            consistency = consistency_steps(self.config, sampler) or None
+        settings = make_consistency(self.config, self.degrade, consistency)
         parts = (self.experiment.restore, self.degrade, self.experiment.network_input)
-        return Restoration(function, *map(as_partial, parts), params)
+        return Restoration(function, *map(as_partial, parts), params, settings)
 
     def _check_batch(self, x: jax.Array, what: str) -> None:
         """Refuse what is not a batch of this run's images; `what` is its name, for the message."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from colddiff.experiment.build import Experiment, make_sampler
+from colddiff.experiment.build import Experiment, full_name, make_sampler
 from colddiff.images import grid, mosaic, to_model_range
 from colddiff.inference.run import Run, degrade_and_restore
 from colddiff.runtime.devices import create_mesh, replicate, to_host
@@ -54,8 +54,9 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
     places = np.unique(np.linspace(0, len(known.times) - 1, _STAGES).round().astype(int))
     xT, restored = _iterates(run, images, "direct", np.array([run.T, 0]))
     columns = [to_model_range(images), xT, restored, *known.iterates[places[1:]]]
-    titles = ["x0", f"xT, T={run.T}", "direct"]
-    titles += [f"{run.config.sampler.name} t={known.times[place]}" for place in places[1:]]
+    name = full_name(run.config, run.config.sampler.name)
+    titles = ["x0", f"xT, T={run.T}", full_name(run.config, "direct")]
+    titles += [f"{name} t={known.times[place]}" for place in places[1:]]
     return grid([to_host(c) for c in columns], titles)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from colddiff.evaluation.evaluate import Report, Row, load_test_images
 from colddiff.evaluation.features import FEW, FEW_NOTE
+from colddiff.experiment.build import CONSISTENT, full_name
 from colddiff.images import mosaic
 from colddiff.inference.run import Run
 from colddiff.reporting import page, plots
@@ -30,7 +31,7 @@ from colddiff.runtime.files import (
     write_text,
 )
 
-TITLES = {
+_TITLES = {
     "degraded": "Degraded (xT)",
     "direct": "Direct",
     "naive": "Naive (Algorithm 1)",
@@ -42,6 +43,12 @@ _FRAMES = 50  # largest number of frames of the page's walk
 _NOTHING = "–"
 # Last and with its space's name, so that nobody compares it with an FD in another space.
 _PAPER_FID = "FID of Inception, the paper"
+
+
+def title_of(name: str) -> str:
+    """Return the title of a row, 'degraded' or a sampler's name; it may end with '+consistency'."""
+    base = name.removesuffix(CONSISTENT)
+    return _TITLES[base] + (" + consistency" if name != base else "")
 
 
 def headline(report: Report) -> str:
@@ -76,7 +83,7 @@ def table(reports: Mapping[str, Report]) -> page.Table:
     rows = []
     for title, report in reports.items():
         for row in report.rows:
-            name = f"{title}: {TITLES[row.name]}" if several else TITLES[row.name]
+            name = f"{title}: {title_of(row.name)}" if several else title_of(row.name)
             cells = [name, str(row.steps), *_distances(row, spaces, counts)]
             cells += [_number(row.ssim, 4), _number(row.rmse, 4), _number(row.psnr, 2)]
             cells.append(_number(1000 * row.seconds, 1))
@@ -155,7 +162,7 @@ def study_plots(report: Report) -> dict[str, np.ndarray]:
     for kind, of in kinds.items():
         series: dict[str, list[tuple[float, float]]] = {}
         for row in report.rows[1:]:
-            series.setdefault(TITLES[row.name], []).append((row.steps, of(row)))
+            series.setdefault(title_of(row.name), []).append((row.steps, of(row)))
         if any(math.isfinite(y) for points in series.values() for _, y in points):
             found[kind] = plots.curves(
                 series,
@@ -178,7 +185,7 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
         for name, value in scores.items():
             sampler, _, kind = name.partition("/")
             series = by_kind.setdefault(kind, {})
-            series.setdefault(TITLES[sampler], []).append((int(step), value))
+            series.setdefault(title_of(sampler), []).append((int(step), value))
     title = f"{{}} of the first {evolution.get('num_images')} test images"
     return {
         kind: plots.curves(
@@ -224,7 +231,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
         way = record_walk(run, images, _FRAMES)
         pictures["samples.png"] = samples = picture(run, images, way)
         frames = animation(images, way)
-        title = f"From xT to x0: {TITLES[run.config.sampler.name]}"
+        title = f"From xT to x0: {title_of(full_name(run.config, run.config.sampler.name))}"
         iterates = [mosaic(x) for x in way.iterates]
         ends = (("x0", mosaic(images)), ("xT", iterates[0]))
         sections.append(page.Walk(title, way.times, iterates, beside=ends))

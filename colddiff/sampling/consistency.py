@@ -1,0 +1,124 @@
+"""Data consistency: a restoration agrees with the image that it was made from.
+
+That image is a measurement of x0, y = D(x0, s) + noise. `project` replaces an estimate x̂ of x0 by
+the nearest image that agrees with y, the minimiser over z of
+
+    ‖D(z, s) - y‖² + λ ‖z - x̂‖²,   λ = noise variance / prior variance.
+
+The prior variance, of x0 around x̂, is 1, because images lie on [-1, 1]. So λ depends only on the
+noise of the measurement. What D loses stays as it is in x̂.
+
+`consistent_walk` is `samplers.walk` with such estimates, for every sampler. It changes nothing
+about the samplers themselves.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
+
+from colddiff.degradations import split
+from colddiff.sampling.samplers import BatchDegrade, BoundRestore, Result, Sampler, Times, walk
+
+EIGHT_BIT_STD = 2 / 255 / 12**0.5  # of rounding [-1, 1] to 256 levels: uniform within a level
+# CG stops at a residual of float32's precision. More steps would add rounding divided by λ to what
+# D loses, and residuals whose squares underflow would be divided by 0.
+_CONVERGED = dict(tol=1e-6, atol=1e-12)
+
+
+class Measurement(NamedTuple):
+    """What restorations must agree with.
+
+    Attributes:
+      y: the measured images, `[B, H, W, C]` on [-1, 1].
+      s: their severity, int32: one for all images, or `[B]`.
+      noise_std: standard deviation of y's noise, above 0, on [-1, 1].
+    """
+
+    y: jax.Array
+    s: jax.Array
+    noise_std: float | jax.Array = EIGHT_BIT_STD
+
+
+def consistent_walk(
+    sampler: Sampler,
+    R: BoundRestore,
+    D: BatchDegrade,
+    xT: jax.Array,
+    times: Times,
+    iterates_at: Times | None = None,
+    *,
+    measurement: Measurement,
+    steps: int | jax.Array,
+) -> Result:
+    """Return the result of `walk` with `project`ed estimates of R and a `project`ed x0.
+
+    All arguments except the last two are those of `walk`.
+
+    Args:
+      sampler: a rule for one step.
+      R: the restorer of the batch.
+      D: the degradation of the batch, differentiable in x0.
+      xT: the sampler's input.
+      times: the severities to visit.
+      iterates_at: some of the times.
+      measurement: what all estimates and x0 must agree with.
+      steps: number of conjugate-gradient steps of each projection.
+    """
+
+    def agree(x0_hat):
+        return project(D, x0_hat, measurement, steps)
+
+    result = walk(sampler, lambda x, s: agree(R(x, s)), D, xT, times, iterates_at)
+    if iterates_at is None:
+        return agree(result)
+    x0, iterates = agree(result[0]), result[1]
+    is_last = (jnp.asarray(iterates_at) == 0)[:, None, None, None, None]
+    return x0, jnp.where(is_last, x0[None], iterates)
+
+
+def project(
+    D: BatchDegrade, x0_hat: jax.Array, measurement: Measurement, steps: int | jax.Array
+) -> jax.Array:
+    """Return the images nearest to x̂ that agree with the measurement, `[B, H, W, C]`.
+
+    It linearises D at x̂ and solves for the change of x̂ by conjugate gradients. This is the
+    minimiser if D is linear in x0. Otherwise, as for clipped values, it is one Gauss-Newton step,
+    and the next projection of a sampler takes another. Where D's derivative is 0 at x̂, as in
+    saturated pixels, x̂ stays.
+
+    Args:
+      D: the degradation of the batch, differentiable in x0.
+      x0_hat: x̂, estimates of x0, `[B, H, W, C]` on [-1, 1]. An image's result depends on itself
+        only.
+      measurement: y, its severity and its noise.
+      steps: number of conjugate-gradient steps, 0 or more.
+    """
+    _, apply = split(D.degrade)
+    y, s, noise_std = measurement
+    penalty = jnp.square(jnp.float32(noise_std))  # λ
+
+    def one(x0_hat, y, s, pattern):
+        degraded, J = jax.linearize(lambda x0: apply(x0, s, pattern), x0_hat)
+        transposed = jax.linear_transpose(J, x0_hat)
+
+        def JT(r):
+            return transposed(r)[0]
+
+        def normal(d):
+            return JT(J(d)) + penalty * d
+
+        # The preconditioner divides by the row sums of JᵀJ + λ. A mask's JᵀJ is diagonal and badly
+        # conditioned; with its row sums, which are its diagonal, CG converges in one step.
+        row_sums = jnp.abs(JT(J(jnp.ones_like(x0_hat)))) + penalty
+        change, _ = cg(
+            normal,
+            JT(y - degraded),
+            **_CONVERGED,
+            maxiter=steps,
+            M=lambda r: r / row_sums,
+        )
+        return x0_hat + change
+
+    return jax.vmap(one, (0, 0, 0 if jnp.ndim(s) else None, 0))(x0_hat, y, s, D.patterns)
