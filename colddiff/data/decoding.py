@@ -3,6 +3,7 @@
 Damaged images are skipped, with a warning. Arrays that do not fit are errors.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from colddiff.runtime.errors import UserError, first_line
 from colddiff.runtime.files import file_system_failed, patiently
 
 CHUNK = 256  # images decoded in parallel
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # PIL uses no other decoder, whatever the file's name
 _TIFF_MODES = ("L", "LA", "P", "RGB", "RGBA", "YCbCr")
 _MOST_PIXELS = 2**26  # largest image; a small file can claim a size that fills memory
 
@@ -185,10 +187,7 @@ class LazyImages:
         image, form = self._records.open(i), self._form
         if isinstance(image, np.ndarray):
             return _decode_array(image, form, self._records.names[i])
-        if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
-        _check_plain(image)
-        return pixels_of(image, form.channels, size=form.size, background=form.background)
+        return decode(image, form.channels, size=form.size, background=form.background)
 
     def _nothing(self) -> UserError:
         names = self._records.names
@@ -203,6 +202,29 @@ def _decode_array(image: np.ndarray, form: Form, name: str) -> np.ndarray:
             f"--config.data.channels={image.shape[-1]}. The channels are the last axis"
         )
     return convert(center_crop(image, form.size, name), form.value_range, name)
+
+
+def open_image(file: Path | io.BytesIO) -> Image.Image:
+    """Return the image in a PNG, JPEG, WebP or TIFF file, not yet decoded."""
+    return Image.open(file, formats=_FORMATS)
+
+
+def decode(
+    image: Image.Image,
+    channels: int,
+    *,
+    size: tuple[int, int] | None = None,
+    background: tuple[int, ...] = (0, 0, 0),
+) -> np.ndarray:
+    """Return `images.pixels_of` the image, uint8 `[H, W, C]`.
+
+    Raises:
+      ValueError: the image is too large, animated, or of more than 8 bits a sample.
+    """
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
+    _check_plain(image)
+    return pixels_of(image, channels, size=size, background=background)
 
 
 def _check_plain(image: Image.Image) -> None:

@@ -17,7 +17,7 @@ _SPLIT_FOLDERS = {  # folder names of each split, upper or lower case; the first
     "test": ("test", "testing", "val", "valid", "validation"),
 }
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-_KINDS = "PNG, JPEG, WebP or TIFF"
+KINDS = "PNG, JPEG, WebP or TIFF"
 _TEST_SHARE = 0.1
 _Image = TypeVar("_Image")
 
@@ -53,22 +53,32 @@ def split_files(path: str, split: str) -> SplitFiles:
         raise UserError(f"no folder {root} (the source folder:{path})")
     own = _own_splits(root)
     top = own[split] if own else root
-    found = sorted(_files_below(top, root))
-    files = [f for f in found if f.suffix.lower() in _SUFFIXES]
-    others = [f for f in found if f.suffix.lower() not in _SUFFIXES]
+    files, others = image_files(top, root)
     passed = f" (passed over: {by_ending(others)})" if others else ""
     share = {f: hash_share(f.relative_to(root).as_posix()) for f in files}
     if not own:
         if len(files) < len(SPLITS):
             raise UserError(
-                f"{root} holds {len(files)} {_KINDS} files; at least 2 are needed{passed}"
+                f"{root} holds {len(files)} {KINDS} files; at least 2 are needed{passed}"
             )
         test = hold_out(share)
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
-        raise UserError(f"{top} holds no {_KINDS} file{passed}")
+        raise UserError(f"{top} holds no {KINDS} file{passed}")
     order = sorted(range(len(files)), key=lambda i: share[files[i]])
     return SplitFiles(files, order, others)
+
+
+def image_files(top: Path, root: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """Return the image files below `top`, by their endings, and the other files; both sorted.
+
+    Args:
+      top: the folder; linked folders in it are followed.
+      root: links into this folder are skipped, because it is read already; None for `top`.
+    """
+    found = sorted(_files_below(top, root or top))
+    images = [f for f in found if f.suffix.lower() in _SUFFIXES]
+    return images, [f for f in found if f.suffix.lower() not in _SUFFIXES]
 
 
 def by_ending(files: Iterable[Path]) -> str:

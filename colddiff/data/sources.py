@@ -33,14 +33,13 @@ from absl import logging
 from PIL import Image, ImageOps
 
 from colddiff.data.arrays import read_arrays
-from colddiff.data.decoding import CHUNK, Form, Images, LazyImages, Records, Split
+from colddiff.data.decoding import CHUNK, Form, Images, LazyImages, Records, Split, open_image
 from colddiff.data.folders import SPLITS, by_ending, hash_share, hold_out, split_files
 from colddiff.images import height_width
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 
 BLACK = (0, 0, 0)
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # PIL uses no other decoder, whatever the file's name
 _FEW = 100  # with fewer test images, scores are uncertain
 
 
@@ -279,7 +278,7 @@ def _tfds(name: str, split: str) -> Records:
     row = functools.lru_cache(CHUNK)(rows.__getitem__)
 
     def open_(i: int) -> Image.Image:
-        return Image.open(io.BytesIO(row(i)[image_keys[0]]), formats=_FORMATS)
+        return open_image(io.BytesIO(row(i)[image_keys[0]]))
 
     def label(i: int) -> int:
         return int(row(i)[label_keys[0]])
@@ -292,7 +291,7 @@ def _folder(path: str, split: str) -> Records:
     files, order, others = split_files(path, split)
     return Records(
         [str(f) for f in files],
-        lambda i: Image.open(files[i], formats=_FORMATS),
+        lambda i: open_image(files[i]),
         order=order,
         passed_over=others,
     )

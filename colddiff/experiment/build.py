@@ -145,24 +145,25 @@ def build(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def at_size(experiment: Experiment, image_size: int | tuple[int, int]) -> Experiment:
+def at_size(experiment: Experiment, image_size: tuple[int, int]) -> Experiment:
     """Return the experiment for images of another size: the same network, D made for that size.
 
-    The network's parameters serve both sizes. There is no prior, whose blocks would not fit.
+    The network's parameters serve both sizes. The network refuses sizes that it cannot halve when
+    it is called. There is no prior, whose blocks would not fit.
 
     Args:
       experiment: the experiment that `build` made.
-      image_size: H = W, or (H, W), in pixels.
+      image_size: (H, W), in pixels.
 
     Raises:
-      UserError: the network or the degradation does not take images of that size.
+      UserError: the degradation does not take images of that size.
     """
     config = ConfigDict(experiment.config.to_dict())
     with config.ignore_type():
         config.data.image_size = image_size
     config.prior = ConfigDict(dict(name="none"))
-    other = build(config.lock())
-    return other._replace(model=experiment.model, restore=experiment.restore)
+    degrade = _degradation(config.degradation.to_dict(), config.data)
+    return experiment._replace(config=config.lock(), degrade=replicate(degrade, create_mesh()))
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:

@@ -47,6 +47,7 @@ from colddiff.runtime.errors import UserError
 from colddiff.sampling.consistency import Measurement, consistent_walk
 from colddiff.sampling.priors import Prior
 from colddiff.sampling.samplers import (
+    BatchDegrade,
     Result,
     Sampler,
     Times,
@@ -90,13 +91,17 @@ def run_sampler(
     keys: jax.Array,
     times: jax.Array,
     iterates_at: jax.Array | None = None,
+    patterns: Any = None,
 ) -> Result:
     """Return the result of `walk` from xT `[B, H, W, C]` with the patterns of `keys` `[B]`.
 
-    With data consistency, xT is the measurement.
+    With data consistency, xT is the measurement. Known `patterns`, one for each image, are used
+    instead of those of the keys.
     """
     sampler, restore, degrade, network_input, params, consistency = restoration
-    R, D = bind_params(restore, params), draw_patterns(degrade, keys, xT.shape[1:])
+    R, D = bind_params(restore, params), BatchDegrade(degrade, patterns, keys)
+    if patterns is None:
+        D = draw_patterns(degrade, keys, xT.shape[1:])
     x = network_input(xT)
     if consistency is None:
         return walk(sampler, R, D, x, times, iterates_at)
@@ -175,6 +180,11 @@ class Run:
             )
         times = jnp.broadcast_to(jnp.asarray(times, jnp.int32), len(xt))
         return self.experiment.restore(params, jnp.asarray(xt, jnp.float32), times)
+
+    @functools.cached_property
+    def other_sizes(self) -> dict[tuple[int, int], "Run"]:
+        """Return a cache of this run at other image sizes, for `sizes.at_size`."""
+        return {}
 
     @functools.cached_property
     def prior(self) -> Prior | None:
@@ -320,6 +330,45 @@ class Run:
             drawn = _draw(self.prior, place(part, sharding))
             parts.append(run_sampler(restoration, *place(drawn, sharding), times, marks))
         return _taken(parts, places)
+
+    def restore_images(
+        self,
+        images: Any,
+        t: Any = None,
+        *,
+        mask: Any = None,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        tile: int | None = None,
+        key: jax.Array | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return your own degraded images restored, uint8; `own_images.restore_images`.
+
+        Args:
+          images: uint8 or floats on [-1, 1], `[H, W, C]` or `[B, H, W, C]`; or a PIL image; or a
+            list of these, whose sizes may differ. Nothing is rescaled.
+          t: the severity, 0..T: an integer, or one for each image. 'auto' estimates each. None for
+            T, or with a mask for the severity at which training's holes are as large.
+          mask: the kept pixels of images with holes, `[H, W]`, one for all images or one for each:
+            uint8, 255 kept and 0 lost, or floats in [0, 1]; or PIL images. Only for gaussian_mask.
+          sampler: as for `sample`. None takes the config's; but 'direct' if the degradation draws a
+            random pattern, which is unknown.
+          steps: largest number of sampler steps; the config's if None.
+          tile: side of the tiles that other sizes than the run's are cut into, in pixels; 0 for
+            none; None to choose (`sizes.tile_of`).
+          key: the key that the random patterns were drawn with, image i with `fold_in(key, i)`.
+
+        Returns:
+          uint8 `[H, W, C]` for one image, `[B, H, W, C]` for an array of images, or a list.
+
+        Raises:
+          UserError: an image, a severity, a mask or a choice is invalid; the message says what to
+            do.
+        """
+        from colddiff.inference.own_images import restore_images  # it imports this module
+
+        choices = dict(mask=mask, sampler=sampler, steps=steps, tile=tile, key=key)
+        return restore_images(self, images, t, **choices)
 
     def restoration(
         self,
