@@ -63,6 +63,48 @@ MUTANTS = (
         "sampling/test_samplers.py::test_times_between",
     ),
     Mutant(
+        "sampling/samplers.py",
+        "return jnp.where(_per_image(s > s_next), moved, x) if s.ndim else moved",
+        "return moved",
+        "sampling/test_samplers.py::test_each_image_may_have_its_own_times",
+    ),
+    Mutant(
+        "degradations/known_mask.py",
+        "jnp.clip((share * (1 + _SOFT) - 1 + mask.depth) / _SOFT, 0, 1)",
+        "share",
+        "inference/test_restore.py::test_a_known_hole_shrinks_to_nothing",
+    ),
+    Mutant(
+        "inference/sizes.py",
+        "overlap = max(tile // 4, 3 * block if block > 1 else 0)",
+        "overlap = 4",
+        "inference/test_restore.py::test_tiles_are_as_the_whole",
+    ),
+    Mutant(
+        "inference/sizes.py",
+        "(np.linspace(0, length - tile, count) // unit * unit).astype(int)",
+        "np.linspace(0, length - tile, count).astype(int)",
+        "inference/test_restore.py::test_tiles_are_as_the_whole",
+    ),
+    Mutant(
+        "inference/own_images.py",
+        "images = np.where(kept[..., None] > 0, batch.images, color)",
+        "images = batch.images",
+        "inference/test_restore.py::test_a_mask_keeps_what_is_kept",
+    ),
+    Mutant(
+        "inference/own_images.py",
+        "    if np.abs(image).max() > 1:",
+        "    if np.abs(image).max() > 10:",
+        "inference/test_restore.py::test_wrong_images_and_severities_are_refused",
+    ),
+    Mutant(
+        "inference/restore.py",
+        'if entry is None or entry["sha256"] != picture.sha256:',
+        "if entry is None:",
+        "inference/test_restore.py::test_the_same_bytes_after_an_interruption",
+    ),
+    Mutant(
         "sampling/consistency.py",
         "return JT(J(d)) + penalty * d",
         "return JT(J(d)) - penalty * d",
@@ -299,7 +341,7 @@ MUTANTS = (
         "inference/test_generate.py::test_a_seed_has_one_place_in_every_chunk",
     ),
     Mutant(
-        "inference/generate.py",
+        "inference/outputs.py",
         '        "chunk": run.config.eval.chunk,\n',
         "",
         "inference/test_generate.py::test_images_of_another_mixture_or_chunk_are_never_mixed",
