@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     from colddiff.evaluation.evaluate import check_ways, load_test_images
     from colddiff.experiment.build import build
     from colddiff.inference.generate import folder_of, generate, parse_seeds
-    from colddiff.inference.run import load
+    from colddiff.inference.load import load
     from colddiff.reporting.pictures import gallery
     from colddiff.runtime.files import save_png
     from colddiff.training.dry_run import dry_run
@@ -252,7 +252,7 @@ def _say(text: str) -> None:
 
 def _saved_configs(workdirs: list[Path], changes: list[str]) -> list[ConfigDict]:
     """Return the changed config of each run; name every workdir that has none, before any work."""
-    from colddiff.inference.run import saved_config
+    from colddiff.inference.load import saved_config
 
     configs, errors = [], []
     for workdir in workdirs:
@@ -271,7 +271,8 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
     """Score each run and write its report; for several runs, write one table as well."""
     from colddiff.evaluation.evaluate import evaluate, ways_of
     from colddiff.experiment.build import build
-    from colddiff.inference.run import Run, load
+    from colddiff.inference.load import load
+    from colddiff.inference.run import Run
     from colddiff.reporting import report
 
     reports = {}
@@ -297,8 +298,8 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
 
 def _restore(workdir: Path, config: ConfigDict, steps: list[int]) -> None:
     """Restore image files, and write their page."""
+    from colddiff.inference.load import load
     from colddiff.inference.restore import Request, restore
-    from colddiff.inference.run import load
     from colddiff.reporting import restored
 
     source, output, mask = (

@@ -215,8 +215,8 @@ MUTANTS = (
     ),
     Mutant(
         "training/examples.py",
-        "jax.random.randint(t_key, (), 1, experiment.T + 1)",
-        "jax.random.randint(t_key, (), 1, experiment.T)",
+        "jax.random.randint(t_key, (), smallest, experiment.T + 1)",
+        "jax.random.randint(t_key, (), smallest, experiment.T)",
         "training/test_train.py::test_examples_are_crops_and_mirrors_at_every_severity",
     ),
     Mutant(
