@@ -13,6 +13,8 @@ from colddiff.images import height_width
 from colddiff.networks.layers import Conv, Dense, GroupNorm, check_input, sinusoidal_embedding
 from colddiff.networks.pixels import add
 
+_MOST_SCORES = 2**24  # of one image in memory; with more than 4096 pixels, attention is in parts
+
 
 class ResNetUNet(nn.Module):
     """U-Net of residual blocks, with attention at chosen resolutions.
@@ -103,7 +105,11 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """x + softmax attention between all pixels of GroupNorm(x), one head."""
+    """x + softmax attention between all pixels of GroupNorm(x), one head.
+
+    In images of more than 4096 pixels some pixels attend at a time, so memory does not grow with
+    the square of the number of pixels.
+    """
 
     dtype: jnp.dtype
 
@@ -113,6 +119,16 @@ class _Attention(nn.Module):
         dense = lambda: Dense(features, self.dtype)  # noqa: E731
         h = GroupNorm(self.dtype)(x).reshape(B, H * W, features)
         q, k, v = dense()(h), dense()(h), dense()(h)
-        scores = jnp.einsum("bic,bjc->bij", q, k).astype(jnp.float32) * features**-0.5
-        h = jnp.einsum("bij,bjc->bic", jax.nn.softmax(scores).astype(self.dtype), v)
+
+        def attend(q):
+            scores = jnp.einsum("bic,bjc->bij", q, k).astype(jnp.float32) * features**-0.5
+            return jnp.einsum("bij,bjc->bic", jax.nn.softmax(scores).astype(self.dtype), v)
+
+        at_once = _MOST_SCORES // (H * W)  # queries
+        if at_once >= H * W:
+            h = attend(q)
+        else:
+            one = lambda q: attend(q[:, None])[:, 0]  # noqa: E731
+            h = jax.lax.map(one, jnp.moveaxis(q, 1, 0), batch_size=max(1, at_once))
+            h = jnp.moveaxis(h, 0, 1)
         return x + dense()(h).reshape(x.shape)

@@ -327,6 +327,14 @@ def test_a_block_with_another_number_of_features():
     np.testing.assert_allclose(found, resnet_block(image, np.ones(5), p, 32), atol=1e-3)
 
 
+@pytest.mark.parametrize("most_scores", [2**24, 3 * 20, 1])
+def test_attention_may_be_in_parts(most_scores, monkeypatch):
+    monkeypatch.setattr(resnet_unet, "_MOST_SCORES", most_scores)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 5, 8))
+    found, p = init_and_apply(resnet_unet._Attention(jnp.float32), x)
+    np.testing.assert_allclose(found, attention(np.asarray(x[0], np.float64), p), atol=1e-3)
+
+
 class _InEvaluation(resnet_unet._Block):
     def __call__(self, x, time):
         return super().__call__(x, time, train=False)
