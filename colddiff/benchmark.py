@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from colddiff.experiment.build import Experiment, build
 from colddiff.experiment.state import init_state
+from colddiff.images import size_text
 from colddiff.inference.run import Run
 from colddiff.runtime.compiler import cpu_options, network_jit, program_bytes
 from colddiff.runtime.devices import create_mesh, replicated, split_axis
@@ -300,7 +301,7 @@ def markdown(found: Benchmark) -> str:
     options = ", ".join(f"{name}={value!r}" for name, value in found.compiler_options.items())
     lines = [
         f"{found.devices} × {found.device}, jax {found.jax}; {settings['model']['name']}, "
-        f"{settings['model']['dtype']}, images of {settings['data']['image_size']}² × "
+        f"{settings['model']['dtype']}, images of {size_text(settings['data']['image_size'])} × "
         f"{settings['data']['channels']}, batch {settings['train']['batch_size']} × "
         f"{settings['train']['accumulation']}; {_ROUNDS} rounds",
         "",

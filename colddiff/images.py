@@ -1,8 +1,9 @@
-"""Conversion of images, uint8 and PIL <-> [-1, 1], and pictures of many images."""
+"""Image sizes; conversion of images, uint8 and PIL <-> [-1, 1]; pictures of many images."""
 
 import math
 import textwrap
 from collections.abc import Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,45 @@ _GRAY = ("1", "L", "LA", "I", "I;16", "F")
 _GAP, _BACKGROUND, _INK = 2, 255, 0  # pixels between images; gray levels
 
 
+def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (H, W) of an image size, in pixels: an integer for H = W, or the pair (H, W).
+
+    Raises:
+      UserError: it is neither, or a side is below 1.
+    """
+    sides = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in sides)
+    if isinstance(image_size, str) or len(sides) != 2 or not whole or min(sides) < 1:
+        raise UserError(
+            f"image_size={image_size!r} must be 1 or more, an integer, or (H, W), two integers"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def size_text(image_size: int | Sequence[int]) -> str:
+    """Return an image size in words: '32²' for squares, and '24×40' for H×W."""
+    high, wide = height_width(image_size)
+    return f"{high}²" if high == wide else f"{high}×{wide}"
+
+
+def to_model_range(images: jax.Array) -> jax.Array:
+    """Convert images as data sources give them to float32 on [-1, 1]; any shape.
+
+    Sources give uint8, or float32 that lies on [-1, 1] already.
+
+    Raises:
+      UserError: the images are of another type.
+    """
+    if images.dtype == np.float32:
+        return images
+    return from_uint8(images)
+
+
+def to_data_type(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert [-1, 1], clipped, to uint8 or float32, the types that data sources give."""
+    return to_uint8(x) if dtype == np.uint8 else np.clip(np.asarray(x, np.float32), -1, 1)
+
+
 def from_uint8(images: jax.Array) -> jax.Array:
     """Convert uint8 to float32 in [-1, 1], any shape.
 
@@ -33,22 +73,23 @@ def from_uint8(images: jax.Array) -> jax.Array:
 def from_pil(
     images: Image.Image | list[Image.Image] | tuple[Image.Image, ...],
     *,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     channels: int | None = None,
 ) -> jax.Array:
     """Convert PIL images to float32 in [-1, 1], as the data sources do.
 
     Args:
       images: one image, or a list of images.
-      size: pixels a side; the shorter side is resized to it, and the longer one center-cropped.
-        None keeps the pixels as they are.
+      size: H = W, or (H, W), in pixels. The image is resized, keeping its aspect, until it just
+        covers this size, and center-cropped. None keeps the pixels as they are.
       channels: 1 (gray) or 3 (RGB); None for 1 if all images are gray, and else 3.
 
     Returns:
       `[H, W, C]` for one image, `[N, H, W, C]` for a list.
 
     Raises:
-      UserError: something is no PIL image, or the images' sizes differ.
+      UserError: something is no PIL image, the images' sizes differ, or `size` or `channels` is
+        invalid.
     """
     several = images if isinstance(images, list | tuple) else [images]
     for image in several:
@@ -58,6 +99,8 @@ def from_pil(
         raise UserError("from_pil takes one PIL image or more; got none")
     if channels is None:
         channels = 1 if all(image.mode in _GRAY for image in several) else 3
+    if channels not in _MODES:
+        raise UserError(f"PIL images have 1 channel (gray) or 3 (RGB); got channels={channels}")
     arrays = [pixels_of(image, channels, size=size) for image in several]
     if len({array.shape for array in arrays}) != 1:
         sizes = sorted({image.size for image in several})
@@ -70,12 +113,13 @@ def pixels_of(
     image: Image.Image,
     channels: int,
     *,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     background: tuple[int, ...] = (0, 0, 0),
 ) -> np.ndarray:
     """Return a PIL image upright, on `background` where it is transparent; uint8 `[H, W, C]`.
 
-    If `size` is given, the shorter side is resized to it, and the longer one center-cropped.
+    With `size`, H = W or (H, W), the image is resized, keeping its aspect, until it just covers
+    this size, and center-cropped.
     """
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
@@ -86,7 +130,8 @@ def pixels_of(
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = image.convert(_MODES[channels])
     if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        high, wide = height_width(size)
+        image = ImageOps.fit(image, (wide, high), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -166,9 +211,35 @@ def before_truncation(x: jax.Array, truncated: jax.Array) -> jax.Array:
     return truncated + jnp.where(changed, 0.5 / 127.5, 0.0)
 
 
+def round_to_8_bit(x: jax.Array) -> jax.Array:
+    """Clip to [-1, 1] and round to the 256 levels of an 8-bit image, as a file does; any shape."""
+    return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5) / 127.5 - 1
+
+
 def to_unit(x: jax.Array) -> jax.Array:
     """Convert [-1, 1] to [0, 1], the scale of the metrics; not clipped."""
     return (x + 1) / 2
+
+
+def to_unit_data(images: jax.Array) -> jax.Array:
+    """Convert images as data sources give them, uint8 or float32 on [-1, 1], to [0, 1]."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / 255
+    return to_unit(images)
+
+
+def drawable(images: np.ndarray) -> np.ndarray:
+    """Return images as pictures show them, uint8 `[N, H, W, 1 or 3]`.
+
+    One channel is gray, three are RGB. Of any other number, pictures show the mean, as gray.
+
+    Args:
+      images: `[N, H, W, C]` on [-1, 1] or uint8.
+    """
+    shown = images if images.dtype == np.uint8 else to_uint8(images)
+    if shown.shape[-1] not in _MODES:
+        shown = shown.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+    return shown
 
 
 def grid(
@@ -177,14 +248,14 @@ def grid(
     """Draw one row for each image and one titled column for each stage.
 
     Args:
-      columns: arrays `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3, all of one shape.
+      columns: arrays `[N, H, W, C]` in [-1, 1] or uint8, all of one shape; see `drawable`.
       titles: a text above each column, wrapped into lines; None for no header.
       height: images are enlarged by a whole factor to at least this many pixels.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.
     """
-    stages = [c if c.dtype == np.uint8 else to_uint8(c) for c in columns]
+    stages = [drawable(c) for c in columns]
     scale = max(1, -(-height // stages[0].shape[1]))
     stages = [s.repeat(scale, axis=1).repeat(scale, axis=2) for s in stages]
     number, high, wide, _ = stages[0].shape
@@ -211,14 +282,14 @@ def mosaic(images: np.ndarray, *, height: int = 64, caption: str = "") -> np.nda
     """Draw images in a grid of as many rows as columns, or one row fewer.
 
     Args:
-      images: `[N, H, W, C]` in [-1, 1] or uint8, C = 1 or 3.
+      images: `[N, H, W, C]` in [-1, 1] or uint8; see `drawable`.
       height: as for `grid`.
       caption: a short text above the images; '' for none.
 
     Returns:
       One picture, uint8 `[height, width, 3]`.
     """
-    images = images if images.dtype == np.uint8 else to_uint8(images)
+    images = drawable(images)
     columns = math.ceil(math.sqrt(len(images)))
     missing = -len(images) % columns
     filled = np.concatenate([images, np.full_like(images[:1], _BACKGROUND).repeat(missing, 0)])

@@ -33,17 +33,19 @@ _MODES = {
     "train": "train, or resume from the last checkpoint",
     "evaluate": "score a trained run, or several into one table",
     "generate": "make new images with a trained run, one for each of --seeds",
+    "restore": "restore your own image files: --input, --output, --t",
     "compare": "measure folders of generated images and draw them side by side",
     "degrade": "draw test images at growing severities; needs no training",
     "benchmark": "time every part of a config on this machine",
 }
 # Without --config these use the config that the run in --workdir was trained with.
-_OF_A_RUN = ("evaluate", "generate", "compare", "degrade")
+_OF_A_RUN = ("evaluate", "generate", "restore", "compare", "degrade")
 _USES = {  # the flags that only some modes take
     "train_and_evaluate": ("samplers", "steps", "step", "accept_source", "dry_run"),
     "train": ("accept_source", "dry_run"),
     "evaluate": ("samplers", "steps", "step", "output"),
     "generate": ("seeds", "step", "output"),
+    "restore": ("input", "output", "t", "mask", "tile", "sampler", "steps", "step"),
     "compare": ("folder",),
 }
 _EXIT_BAD_INPUT = 2
@@ -55,7 +57,8 @@ _CONFIG = flags.DEFINE_string(
     "config",
     None,
     "The name of a packaged config, or the path of a config file. Without it, --mode=evaluate, "
-    "generate, compare and degrade use the config that the run in --workdir was trained with.",
+    "generate, restore, compare and degrade use the config that the run in --workdir was trained "
+    "with.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -82,8 +85,37 @@ _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "Output folder. --mode=generate writes the images there; the default is a folder in "
-    "WORKDIR/generated, one for each set of settings. --mode=evaluate of several runs writes the "
-    "table there; the default is the folder 'evaluation'.",
+    "WORKDIR/generated, one for each set of settings. --mode=restore writes the restored images "
+    "there, and needs it. --mode=evaluate of several runs writes the table there; the default is "
+    "the folder 'evaluation'.",
+)
+_INPUT = flags.DEFINE_string(
+    "input", None, "The image to restore, or a folder: all PNG, JPEG, WebP and TIFF files in it."
+)
+_T = flags.DEFINE_string(
+    "t",
+    None,
+    "Severity of the images to restore: a whole number in 0..T, such as 7; a share of T between 0 "
+    "and 1, such as 0.35; or auto, to estimate it for each image. The default is T; with --mask, "
+    "the severity at which training's holes are as large.",
+)
+_MASK = flags.DEFINE_string(
+    "mask",
+    None,
+    "For runs of gaussian_mask: an image of the input's size, white where the input is kept and "
+    "black where it is lost; or a folder of them, with the names of the input.",
+)
+_TILE = flags.DEFINE_integer(
+    "tile",
+    None,
+    "Side in pixels of the tiles in which images of other sizes are restored; 0 restores them "
+    "whole. The default is tiles of 256 above 512 × 512 pixels.",
+)
+_SAMPLER = flags.DEFINE_string(
+    "sampler",
+    None,
+    "Sampler to restore with. The default is config.sampler.name; for random degradations, whose "
+    "pattern is unknown, it is direct.",
 )
 _STEP = flags.DEFINE_string(
     "step",
@@ -101,7 +133,7 @@ _STEPS = flags.DEFINE_list(
     "steps",
     None,
     "Numbers of sampler steps to evaluate each sampler with, such as 5,10,20. The report is then "
-    "called study, and plots the scores against the steps.",
+    "called study, and plots the scores against the steps. --mode=restore takes one number.",
 )
 _ACCEPT_SOURCE = flags.DEFINE_bool(
     "accept_source",
@@ -153,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     from colddiff.evaluation.evaluate import check_ways, load_test_images
     from colddiff.experiment.build import build
     from colddiff.inference.generate import folder_of, generate, parse_seeds
-    from colddiff.inference.run import load
+    from colddiff.inference.load import load
     from colddiff.reporting.pictures import gallery
     from colddiff.runtime.files import save_png
     from colddiff.training.dry_run import dry_run
@@ -175,6 +207,8 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(given).expanduser().absolute() if given else folder_of(run)
         generate(run, seeds, folder)
         _say(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
+    if _MODE.value == "restore":
+        _restore(workdir, config, steps)
     if _MODE.value == "compare":
         report = compare.compare(config, compare.parse_folders(_FOLDERS.value))
         folder = compare.write(report, workdir)
@@ -218,7 +252,7 @@ def _say(text: str) -> None:
 
 def _saved_configs(workdirs: list[Path], changes: list[str]) -> list[ConfigDict]:
     """Return the changed config of each run; name every workdir that has none, before any work."""
-    from colddiff.inference.run import saved_config
+    from colddiff.inference.load import saved_config
 
     configs, errors = [], []
     for workdir in workdirs:
@@ -237,7 +271,8 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
     """Score each run and write its report; for several runs, write one table as well."""
     from colddiff.evaluation.evaluate import evaluate, ways_of
     from colddiff.experiment.build import build
-    from colddiff.inference.run import Run, load
+    from colddiff.inference.load import load
+    from colddiff.inference.run import Run
     from colddiff.reporting import report
 
     reports = {}
@@ -259,6 +294,24 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         folder = Path(_OUTPUT.value or "evaluation").expanduser().absolute()
         report.write_table(reports, folder)
         _say(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
+
+
+def _restore(workdir: Path, config: ConfigDict, steps: list[int]) -> None:
+    """Restore image files, and write their page."""
+    from colddiff.inference.load import load
+    from colddiff.inference.restore import Request, restore
+    from colddiff.reporting import restored
+
+    source, output, mask = (
+        Path(text).expanduser().absolute() if text else None
+        for text in (_INPUT.value, _OUTPUT.value, _MASK.value)
+    )
+    choices = (_T.value, mask, _SAMPLER.value, steps[0] if steps else None, _TILE.value)
+    run = load(workdir, step=_step(), config=config)
+    outcome = restore(run, Request(source, output, *choices))
+    page = restored.write(outcome, run)
+    _say(f"{len(outcome.pictures)} images: {outcome.folder}\npage: {page}\n")
+    outcome.check()
 
 
 def _workdirs() -> list[str]:
@@ -304,6 +357,12 @@ def _check_flags() -> None:
             "--step=best. Leave it out to evaluate the last step, or use --mode=evaluate once the "
             "run is trained"
         )
+    if mode == "restore" and not (_INPUT.value and _OUTPUT.value):
+        raise UserError(
+            "--mode=restore needs --input=FILE-or-FOLDER and --output=FOLDER; give both"
+        )
+    if mode == "restore" and len(_STEPS.value or ()) > 1:
+        raise UserError(f"--steps={','.join(_STEPS.value)}: --mode=restore takes one number")
     if mode == "evaluate" and _OUTPUT.value is not None and len(_workdirs()) == 1:
         raise UserError(
             "--output is the folder of the table of several runs, but --workdir names one run; "

@@ -13,7 +13,7 @@ The last form replaces a whole section. A config file of your own may be in any 
 with `from colddiff.configs import default`, or another config.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -21,11 +21,13 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the initial parameters, the order of the data and every training step
 
     config.data = data = ConfigDict()
-    data.source = "digits"  # digits | color_digits | tfds:NAME | folder:PATH
+    data.source = "digits"  # digits | color_digits | tfds:NAME | folder:PATH | arrays:PATH
     data.train_split = "train"
     data.test_split = "test"
-    data.image_size = 32  # pixels a side
-    data.channels = 1
+    # Pixels a side, or (height, width); `object` lets either replace the other.
+    data.image_size = FieldReference(32, field_type=object)
+    data.channels = 1  # 1 (gray) or 3 (RGB); an arrays: source may have any number
+    data.value_range = ()  # (low, high) of an arrays: source; () for all of an integer's values
     data.background = (0, 0, 0)  # (R, G, B) in 0..255, behind transparent pixels
     data.crop_margin = 0  # pixels added to the side of training images before they are cropped
     data.pad = 0  # black pixels put around a training image before it is cropped
@@ -92,8 +94,16 @@ def get_config() -> ConfigDict:
 
     # The prior, which draws xT in --mode=generate (colddiff.sampling.priors):
     # dict(name="pattern", noise_std=0.0): D(0, T), which is noise, a colour or an image
-    # dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002): fitted to size² pixels
+    # dict(name="gaussian_mixture", size=1, components=1, noise_std=0.002): fitted to size² pixels;
+    # size is the number of blocks a side, or (rows, columns) of them
     config.prior = ConfigDict(dict(name="none"))
+
+    # The severity head, which estimates t of images (colddiff/training/severity.py). It is trained
+    # after the restorer; num_steps=0 trains none. Its learning rate rises for a tenth of the steps
+    # and then falls to 0 along a cosine.
+    config.severity = ConfigDict(
+        dict(num_steps=0, batch_size=64, learning_rate=1e-3, width=32)  # steps, images, -, channels
+    )
 
     config.eval = evaluation = ConfigDict()
     # Images scored or generated at a time, rounded up to a multiple of the number of devices.

@@ -63,6 +63,48 @@ MUTANTS = (
         "sampling/test_samplers.py::test_times_between",
     ),
     Mutant(
+        "sampling/samplers.py",
+        "return jnp.where(_per_image(s > s_next), moved, x) if s.ndim else moved",
+        "return moved",
+        "sampling/test_samplers.py::test_each_image_may_have_its_own_times",
+    ),
+    Mutant(
+        "degradations/known_mask.py",
+        "jnp.clip((share * (1 + _SOFT) - 1 + mask.depth) / _SOFT, 0, 1)",
+        "share",
+        "inference/test_restore.py::test_a_known_hole_shrinks_to_nothing",
+    ),
+    Mutant(
+        "inference/sizes.py",
+        "overlap = max(tile // 4, 3 * block if block > 1 else 0)",
+        "overlap = 4",
+        "inference/test_restore.py::test_tiles_are_as_the_whole",
+    ),
+    Mutant(
+        "inference/sizes.py",
+        "(np.linspace(0, length - tile, count) // unit * unit).astype(int)",
+        "np.linspace(0, length - tile, count).astype(int)",
+        "inference/test_restore.py::test_tiles_are_as_the_whole",
+    ),
+    Mutant(
+        "inference/own_images.py",
+        "images = np.where(kept[..., None] > 0, batch.images, color)",
+        "images = batch.images",
+        "inference/test_restore.py::test_a_mask_keeps_what_is_kept",
+    ),
+    Mutant(
+        "inference/own_images.py",
+        "    if np.abs(image).max() > 1:",
+        "    if np.abs(image).max() > 10:",
+        "inference/test_restore.py::test_wrong_images_and_severities_are_refused",
+    ),
+    Mutant(
+        "inference/restore.py",
+        'if entry is None or entry["sha256"] != picture.sha256:',
+        "if entry is None:",
+        "inference/test_restore.py::test_the_same_bytes_after_an_interruption",
+    ),
+    Mutant(
         "sampling/consistency.py",
         "return JT(J(d)) + penalty * d",
         "return JT(J(d)) - penalty * d",
@@ -100,21 +142,27 @@ MUTANTS = (
     ),
     Mutant(
         "degradations/blur.py",
-        "A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding) @ A[-1])",
-        "A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding))",
+        "A.append(_blur_matrix(n, kernel, padding) @ A[-1])",
+        "A.append(_blur_matrix(n, kernel, padding))",
         "degradations/test_formulas.py::test_blur_equals_sequential_convolutions",
     ),
     Mutant(
         "degradations/pixelate.py",
-        "A.append(enlarge @ shrink(image_size, 2**t) @ A[-1])",
-        "A.append(enlarge @ shrink(image_size, 2**t))",
+        "A.append(enlarge @ shrink(n, 2**t) @ A[-1])",
+        "A.append(enlarge @ shrink(n, 2**t))",
         "degradations/test_formulas.py::test_pixelate_equals_sequential_steps",
     ),
     Mutant(
         "degradations/mask.py",
-        "size, middle = image_size, (image_size - 1) // 2",
-        "size, middle = image_size, image_size // 2 - 1",
+        "(n, (n - 1) // 2) if centred",
+        "(n, n // 2 - 1) if centred",
         "degradations/test_formulas.py::test_the_hole_lies_where_it_is_said_to",
+    ),
+    Mutant(
+        "degradations/mask.py",
+        "for n in (size.height, size.width))",
+        "for n in (size.width, size.height))",
+        "degradations/test_formulas.py::test_the_hole_of_an_oblong_image_lies_where_it_is_said_to",
     ),
     Mutant(
         "degradations/snow.py",
@@ -167,8 +215,8 @@ MUTANTS = (
     ),
     Mutant(
         "training/examples.py",
-        "jax.random.randint(t_key, (), 1, experiment.T + 1)",
-        "jax.random.randint(t_key, (), 1, experiment.T)",
+        "jax.random.randint(t_key, (), smallest, experiment.T + 1)",
+        "jax.random.randint(t_key, (), smallest, experiment.T)",
         "training/test_train.py::test_examples_are_crops_and_mirrors_at_every_severity",
     ),
     Mutant(
@@ -293,12 +341,24 @@ MUTANTS = (
         "inference/test_generate.py::test_a_seed_has_one_place_in_every_chunk",
     ),
     Mutant(
-        "inference/generate.py",
+        "inference/outputs.py",
         '        "chunk": run.config.eval.chunk,\n',
         "",
         "inference/test_generate.py::test_images_of_another_mixture_or_chunk_are_never_mixed",
     ),
     # Data and scores.
+    Mutant(
+        "data/arrays.py",
+        "(high - low) - 1",
+        "(high - low + 1) - 1",
+        "data/test_arrays.py::test_the_value_range_becomes_minus_one_to_one",
+    ),
+    Mutant(
+        "training/examples.py",
+        "else -1",
+        "else 0",
+        "test_sizes.py::test_examples_of_8_bits_and_of_floats_are_the_same",
+    ),
     Mutant(
         "data/sources.py",
         "order=order,",
@@ -318,7 +378,7 @@ MUTANTS = (
         "data/test_data.py::test_transparent_pixels_show_the_background",
     ),
     Mutant(
-        "data/sources.py",
+        "data/decoding.py",
         "            if file_system_failed(error):\n",
         "            if False:\n",
         "data/test_data.py::test_the_disk_failing_is_not_an_unreadable_image",

@@ -44,6 +44,13 @@ def test_pil_images_are_converted_as_the_data_sources_do(tmp_path):
     [expected] = sources.load(f"folder:{tmp_path}", "test", size=8, channels=3)
     assert np.array_equal(images.to_uint8(both[0]), expected)
     assert images.from_pil([wide], channels=1).shape == (1, 20, 30, 1)
+    # 20×30 just covers 8×16 as 10.7×16: rows are cropped, columns are not.
+    oblong = images.from_pil(wide, size=(8, 16))
+    box = (0, 2.5, 30, 17.5)
+    expected = wide.resize((16, 8), Image.Resampling.BILINEAR, box)
+    assert np.array_equal(images.to_uint8(oblong), np.asarray(expected))
+    with pytest.raises(UserError, match=r"have 1 channel \(gray\) or 3 \(RGB\); got channels=2"):
+        images.from_pil(wide, channels=2)
     for wrong, message in (
         ([wide, Image.fromarray(pixels)], r"sizes \[\(16, 16\), \(30, 20\)\]; give size="),
         (pixels, "takes PIL images; got ndarray"),
@@ -75,6 +82,39 @@ def test_grid_shows_every_image_in_its_place(tmp_path):
     assert (picture[:header] < 128).any()  # the titles
     files.save_png(str(tmp_path / "new" / "grid.png"), picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "grid.png")), picture)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_images_of_two_channels_are_drawn_as_their_mean(kind):
+    levels = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 2), np.uint8)
+    x = levels if kind == np.uint8 else (levels / 127.5 - 1).astype(np.float32)
+    expected = levels.astype(np.float64).mean(axis=-1)
+    for picture, columns in ((images.mosaic(x, height=1), 2), (images.grid([x], height=1), 1)):
+        assert picture.shape == (-(-3 // columns) * 10 + 2, columns * 14 + 2, 3)
+        first = picture[2:10, 2:14]
+        assert np.abs(first - expected[0][..., None]).max() <= 0.5
+        assert np.ptp(first, axis=-1).max() == 0
+    for channels in (1, 3):
+        shown = images.drawable(np.repeat(levels[..., :1], channels, axis=-1))
+        assert np.array_equal(shown, np.repeat(levels[..., :1], channels, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected", "text"),
+    [(32, (32, 32), "32²"), ((24, 40), (24, 40), "24×40"), ([8, 8], (8, 8), "8²")],
+)
+def test_a_size_is_a_number_or_a_pair(size, expected, text):
+    assert images.height_width(size) == expected and images.size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    "size", [0, -1, 2.5, "32", None, True, (), (8,), (8, 0), (8, 8, 1), (8, 1.5)]
+)
+def test_sizes_that_cannot_be_are_refused(size):
+    with pytest.raises(
+        UserError, match=r"must be 1 or more, an integer, or \(H, W\), two integers"
+    ):
+        images.height_width(size)
 
 
 def test_long_titles_are_broken_into_lines():

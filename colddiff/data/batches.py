@@ -23,7 +23,7 @@ def batches(
     rows: slice = slice(None),
     threads: int = 4,
 ) -> Iterator[np.ndarray]:
-    """Yield uint8 `[accumulation, batch_size, H, W, C]` for each step `start` .. `stop - 1`.
+    """Yield `[accumulation, batch_size, H, W, C]` for each step `start` .. `stop - 1`.
 
     All images are seen once, shuffled by `seed`, before the next shuffle begins.
 

@@ -3,9 +3,9 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from absl import logging
 
@@ -17,8 +17,9 @@ _SPLIT_FOLDERS = {  # folder names of each split, upper or lower case; the first
     "test": ("test", "testing", "val", "valid", "validation"),
 }
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-_KINDS = "PNG, JPEG, WebP or TIFF"
-_FOLDER_TEST_SHARE = 0.1
+KINDS = "PNG, JPEG, WebP or TIFF"
+_TEST_SHARE = 0.1
+_Image = TypeVar("_Image")
 
 
 class SplitFiles(NamedTuple):
@@ -52,23 +53,32 @@ def split_files(path: str, split: str) -> SplitFiles:
         raise UserError(f"no folder {root} (the source folder:{path})")
     own = _own_splits(root)
     top = own[split] if own else root
-    found = sorted(_files_below(top, root))
-    files = [f for f in found if f.suffix.lower() in _SUFFIXES]
-    others = [f for f in found if f.suffix.lower() not in _SUFFIXES]
+    files, others = image_files(top, root)
     passed = f" (passed over: {by_ending(others)})" if others else ""
-    share = {f: _share(f.relative_to(root)) for f in files}
+    share = {f: hash_share(f.relative_to(root).as_posix()) for f in files}
     if not own:
         if len(files) < len(SPLITS):
             raise UserError(
-                f"{root} holds {len(files)} {_KINDS} files; at least 2 are needed{passed}"
+                f"{root} holds {len(files)} {KINDS} files; at least 2 are needed{passed}"
             )
-        first, *_, last = sorted(files, key=share.get)  # so that neither split is empty
-        test = {f for f in files if share[f] < _FOLDER_TEST_SHARE} - {last} | {first}
+        test = hold_out(share)
         files = [f for f in files if (f in test) == (split == "test")]
     if not files:
-        raise UserError(f"{top} holds no {_KINDS} file{passed}")
+        raise UserError(f"{top} holds no {KINDS} file{passed}")
     order = sorted(range(len(files)), key=lambda i: share[files[i]])
     return SplitFiles(files, order, others)
+
+
+def image_files(top: Path, root: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """Return the image files below `top`, by their endings, and the other files; both sorted.
+
+    Args:
+      top: the folder; linked folders in it are followed.
+      root: links into this folder are skipped, because it is read already; None for `top`.
+    """
+    found = sorted(_files_below(top, root or top))
+    images = [f for f in found if f.suffix.lower() in _SUFFIXES]
+    return images, [f for f in found if f.suffix.lower() not in _SUFFIXES]
 
 
 def by_ending(files: Iterable[Path]) -> str:
@@ -78,10 +88,18 @@ def by_ending(files: Iterable[Path]) -> str:
     return ", ".join(f"{count} {ending}" for ending, count in by_count)
 
 
-def _share(name: Path) -> float:
-    """Return a number in [0, 1): a hash of a file's path relative to the source's folder."""
-    digest = hashlib.sha256(name.as_posix().encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32
+def hash_share(name: str) -> float:
+    """Return a number in [0, 1): a hash of a file's path in its folder, or of an index."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+
+
+def hold_out(share: Mapping[_Image, float]) -> set[_Image]:
+    """Return the test split of two or more images: about a tenth, those with the least `share`.
+
+    Neither split is ever empty.
+    """
+    first, *_, last = sorted(share, key=share.get)
+    return {image for image in share if share[image] < _TEST_SHARE} - {last} | {first}
 
 
 def _own_splits(root: Path) -> dict[str, Path]:

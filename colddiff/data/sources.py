@@ -6,14 +6,17 @@ A config names its source by a string:
     color_digits     the same digits, each class in its own hue
     tfds:NAME        a prepared TensorFlow Datasets dataset (TFDS_DATA_DIR), without TensorFlow
     folder:PATH      PNG, JPEG, WebP and TIFF files below PATH, in any nesting
+    arrays:PATH      an .npy or .npz file of images with any number of channels (`data/arrays.py`)
 
-Every image is returned as uint8 `[size, size, channels]`. It is turned upright, composited onto a
-background where it is transparent, resized so that its shorter side is `size`, and center-cropped.
-Random augmentation is part of the train step, on the device. The order of training is set in
-`colddiff.data.batches`.
+Pictures are returned as uint8 `[H, W, 1 or 3]`. They are turned upright, composited onto a
+background where they are transparent, resized, keeping their aspect, until they just cover H × W,
+and center-cropped. Arrays are center-cropped, but never resized. They are returned as uint8 if they
+are that, and otherwise as float32 on [-1, 1], so that no bit of theirs is lost. Random augmentation
+is part of the train step, on the device. The order of training is set in `colddiff.data.batches`.
 
 A folder's files are often sorted by class, so its subsets are taken in the order of a hash of the
-file names (`Split.order`). Subsets of the other sources are the first images.
+file names (`Split.order`), and those of arrays in the order of a hash of the index. Subsets of the
+other sources are the first images.
 """
 
 import functools
@@ -22,76 +25,32 @@ import importlib.metadata
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
-from colddiff.data.folders import SPLITS, by_ending, split_files
-from colddiff.images import pixels_of
+from colddiff.data.arrays import read_arrays
+from colddiff.data.decoding import CHUNK, Form, Images, LazyImages, Records, Split, open_image
+from colddiff.data.folders import SPLITS, by_ending, hash_share, hold_out, split_files
+from colddiff.images import height_width
 from colddiff.runtime.errors import UserError, first_line, unknown_name
-from colddiff.runtime.files import file_system_failed, patiently
 
 BLACK = (0, 0, 0)
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
-_CHUNK = 256  # images decoded in parallel
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # PIL uses no other decoder, whatever the file's name
-_TIFF_MODES = ("L", "LA", "P", "RGB", "RGBA", "YCbCr")
 _FEW = 100  # with fewer test images, scores are uncertain
-_MOST_PIXELS = 2**26  # largest image; a small file can claim a size that fills memory
-
-
-class Images(Protocol):
-    """A sequence of uint8 images `[size, size, channels]`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> np.ndarray: ...
-
-
-class Records(NamedTuple):
-    """The images of a source, not yet decoded.
-
-    Attributes:
-      names: one name for each image.
-      open: `open(i)` returns image i, not yet decoded.
-      label: `label(i)` returns the class of image i, from 0; None if the source has no classes.
-      order: all indices, in the order in which subsets take them; None for 0, 1, 2, ...
-      passed_over: files beside the images that have no image's ending.
-    """
-
-    names: Sequence[str]
-    open: Callable[[int], Image.Image]
-    label: Callable[[int], int] | None = None
-    order: Sequence[int] | None = None
-    passed_over: Sequence[Path] = ()
-
-
-class Split(NamedTuple):
-    """The images of one split, in memory.
-
-    Attributes:
-      images: uint8 `[N, size, size, channels]`, in the source's order.
-      labels: int32 `[N]`; None if the source has no classes.
-      order: int `[N]`; the subset of n images is `images[order[:n]]`, for every n.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    order: np.ndarray
 
 
 def load(
     source: str,
     split: str,
     *,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     background: Sequence[int] = BLACK,
+    value_range: Sequence[float] = (),
     cache: bool = True,
     limit: int = 0,
 ) -> Images:
@@ -102,55 +61,72 @@ def load(
     Args:
       source: the source's name, as listed at the top of this module.
       split: 'train' or 'test'; for TFDS any of its splits, such as 'train[:1000]'.
-      size: side of every image, in pixels.
-      channels: 1 (gray) or 3 (RGB).
+      size: H = W, or (H, W), in pixels.
+      channels: 1 (gray) or 3 (RGB); of arrays any number, the same as in the file.
       background: (R, G, B) in 0..255, visible through transparent pixels.
       cache: decode all images into memory at once. Otherwise each image is decoded at each access,
         and the next readable image replaces an unreadable one.
+      value_range: (low, high) of arrays; () for all values of an 8-bit or 16-bit integer type.
       limit: the largest number of images, chosen in the order of `Split.order`; 0 for all.
 
     Raises:
-      UserError: the source, split or folder does not exist, or none of its images can be read; or
-        the file system fails repeatedly.
+      UserError: the source, split or folder does not exist, or none of its images can be read; the
+        file system fails repeatedly; or an array is too small, or has NaN or values out of range.
     """
-    if cache:
-        settings = dict(size=size, channels=channels, background=background, limit=limit)
-        return load_split(source, split, **settings).images
-    return _LazyImages(_records(source, split, channels, limit), size, channels, background, limit)
+    form = Form.of(size, channels, background, value_range)
+    images = LazyImages(_records(source, split, channels, limit), form, limit)
+    return images.decode_all().images if cache else images
 
 
 def load_split(
     source: str,
     split: str,
     *,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     background: Sequence[int] = BLACK,
+    value_range: Sequence[float] = (),
     limit: int = 0,
 ) -> Split:
     """Return the images of `load`, with their classes and the order of subsets."""
-    records = _records(source, split, channels, limit)
-    return _LazyImages(records, size, channels, background, limit).decode_all()
+    form = Form.of(size, channels, background, value_range)
+    return LazyImages(_records(source, split, channels, limit), form, limit).decode_all()
 
 
 def shape_of(settings: Mapping[str, Any], margin: int = 0) -> dict[str, Any]:
-    """Return the keywords `size`, `channels` and `background` of `load` for a config's `data`.
+    """Return the keywords of `load` that a config's `data` sets, from `size` to `value_range`.
 
     Args:
-      settings: the config's `data`. Saved configs of earlier versions have no `background`.
-      margin: pixels to add to the size.
+      settings: the config's `data`. Saved configs of earlier versions have no `background` and no
+        `value_range`.
+      margin: pixels to add to both sides.
     """
+    high, wide = height_width(settings["image_size"])
     return {
-        "size": settings["image_size"] + margin,
+        "size": (high + margin, wide + margin),
         "channels": settings["channels"],
         "background": settings.get("background", BLACK),
+        "value_range": settings.get("value_range", ()),
     }
+
+
+def check_channels(source: str, channels: int) -> None:
+    """Refuse a number of channels that a source cannot give.
+
+    Raises:
+      UserError: the source has pictures, which have 1 or 3 channels.
+    """
+    if channels not in (1, 3) and not source.startswith("arrays:"):
+        raise UserError(
+            f"data.channels={channels} of {source} must be 1 (gray) or 3 (RGB); only arrays:PATH "
+            "takes other numbers"
+        )
 
 
 def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
     """Return a split's number of files and a hash of their names.
 
-    For a `folder:` source the hash covers the files' sizes too.
+    For a `folder:` source the hash covers the files' sizes too. An array's name is its index.
     """
     records = _records(source, split, channels, 0)
     digest = hashlib.sha256("\n".join(records.names).encode())
@@ -162,7 +138,8 @@ def fingerprint(source: str, split: str, channels: int) -> dict[str, str | int]:
 def log_sizes(settings: Mapping[str, Any]) -> None:
     """Log the sizes of both splits of a config's `data`; warn if something may be amiss.
 
-    The warnings are about a small test split, and about files that are passed over.
+    The warnings are about a small test split, and about files that are passed over. Another line
+    says whether arrays are cropped.
     """
     source, channels = settings["source"], settings["channels"]
     train, test = (
@@ -170,6 +147,10 @@ def log_sizes(settings: Mapping[str, Any]) -> None:
     )
     sizes = len(train.names), len(test.names)
     logging.info("images of %s: %d for training, %d for testing", source, *sizes)
+    if source.startswith("arrays:"):
+        stored, size = train.open(0).shape[:2], height_width(settings["image_size"])
+        if stored != size:
+            logging.info("they are center-cropped from %d×%d to %d×%d", *stored, *size)
     if passed_over := {*train.passed_over, *test.passed_over}:
         counts = by_ending(passed_over)
         logging.warning("files of %s passed over, by their ending: %s", source, counts)
@@ -185,12 +166,13 @@ def load_labelled(
     source: str,
     split: str,
     *,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     background: Sequence[int] = BLACK,
+    value_range: Sequence[float] = (),
     limit: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, uint8 `[N, size, size, channels]`, and their classes, int32 `[N]`.
+    """Return images `[N, H, W, C]` and their classes, int32 `[N]`.
 
     The images are those of `load`. Classes count from 0. A TFDS dataset has classes if it has
     exactly one `ClassLabel` feature.
@@ -204,7 +186,8 @@ def load_labelled(
             f"{source} has no class labels, or several features of them; a classifier needs one. "
             "Use the feature space 'pca' or 'inception', which need no labels"
         )
-    images, labels, _ = _LazyImages(records, size, channels, background, limit).decode_all()
+    form = Form.of(size, channels, background, value_range)
+    images, labels, _ = LazyImages(records, form, limit).decode_all()
     if min(labels) < 0:
         raise UserError(
             f"{np.sum(labels == -1)} of the {len(labels)} images of {source}, split {split}, have "
@@ -217,131 +200,13 @@ def load_labelled(
 def _records(source: str, split: str, channels: int, limit: int) -> Records:
     """Return the source's records after checking `source`, `channels` and `limit`."""
     kind, _, argument = source.partition(":")
-    if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder")):
-        valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH")
+    if kind not in SOURCES or bool(argument) != (kind in ("tfds", "folder", "arrays")):
+        valid = ("digits", "color_digits", "tfds:NAME", "folder:PATH", "arrays:PATH")
         raise unknown_name("data source", source, valid)
-    if channels not in (1, 3):
-        raise UserError(f"data.channels={channels} must be 1 (gray) or 3 (RGB)")
+    check_channels(source, channels)
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
     return SOURCES[kind](argument, split)
-
-
-class _LazyImages:
-    """Images that are decoded at each access."""
-
-    def __init__(
-        self, records: Records, size: int, channels: int, background: Sequence[int], limit: int
-    ):
-        self._records, self._size, self._channels = records, size, channels
-        self._background = tuple(background)
-        levels = all(isinstance(v, int) and 0 <= v <= 255 for v in self._background)
-        if len(self._background) != 3 or not levels:
-            raise UserError(f"data.background={background!r} must be (R, G, B), each in 0..255")
-        self._length = min(limit or len(records.names), len(records.names))
-        self._limited = limit > 0
-        everything = range(len(records.names))
-        # The first `_length` candidates are chosen; the others only replace unreadable images.
-        in_order = self._limited and records.order is not None
-        self._candidates = records.order if in_order else everything
-        self._chosen = sorted(self._candidates[: self._length])
-        self._unreadable: set[int] = set()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        for j in range(len(self._records.names)):
-            image = self._read((self._chosen[i] + j) % len(self._records.names))
-            if image is not None:
-                return image
-        raise self._nothing()
-
-    def decode_all(self) -> Split:
-        """Decode images in the order of subsets, leaving out damaged ones, up to the limit."""
-        records = self._records
-        images = np.empty((len(self), self._size, self._size, self._channels), np.uint8)
-        places, labels = [], []
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self._candidates), _CHUNK):
-                chunk = self._candidates[start : start + _CHUNK]
-                for i, image in zip(chunk, pool.map(self._read, chunk), strict=True):
-                    if image is not None and len(places) < len(images):
-                        images[len(places)] = image
-                        places.append(i)
-                        if records.label is not None:
-                            labels.append(records.label(i))
-                if len(places) == len(images):
-                    break
-        if not places:
-            raise self._nothing()
-        images = images[: len(places)]
-        labels = None if records.label is None else np.array(labels, np.int32)
-        if records.order is None:
-            return Split(images, labels, np.arange(len(places)))
-        if self._limited:  # the candidates are in subset order
-            by_place = np.argsort(places)
-            labels = None if labels is None else labels[by_place]
-            return Split(images[by_place], labels, np.argsort(by_place))
-        rank = np.argsort(records.order)  # the inverse of the permutation
-        return Split(images, labels, np.argsort(rank[places]))
-
-    def _read(self, i: int) -> np.ndarray | None:
-        """Return image i, or None if it is damaged, with a warning the first time.
-
-        Raises:
-          UserError: the file system fails repeatedly.
-        """
-        name = self._records.names[i]
-        try:
-            return patiently(lambda: self._decode(i), name)
-        except Exception as error:  # decoders raise many types on damaged files
-            if file_system_failed(error):
-                raise UserError(
-                    f"{name} cannot be read: {first_line(error)}. The image itself may be "
-                    "undamaged: check the disk or the network, then run the same command again"
-                ) from error
-            if i not in self._unreadable:
-                self._unreadable.add(i)
-                logging.warning(
-                    "skipped the unreadable image %s (%d so far): %r",
-                    name,
-                    len(self._unreadable),
-                    error,
-                )
-            return None
-
-    def _decode(self, i: int) -> np.ndarray:
-        image = self._records.open(i)
-        if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels; at most {_MOST_PIXELS}")
-        _check_plain(image)
-        return pixels_of(image, self._channels, size=self._size, background=self._background)
-
-    def _nothing(self) -> UserError:
-        names = self._records.names
-        return UserError(f"none of the {len(names)} images can be read, the first is {names[0]}")
-
-
-def _check_plain(image: Image.Image) -> None:
-    """Refuse animated WebP files, and TIFF files that are not one picture of 8 bits a sample.
-
-    PIL would show the first page only, and would cut other depths to 8 bits or clip them.
-
-    Raises:
-      ValueError: the message says what the file holds instead.
-    """
-    if image.format not in ("WEBP", "TIFF"):
-        return
-    if image.n_frames > 1:
-        raise ValueError(f"{image.n_frames} pages or frames; save each as a file of its own")
-    if image.format == "TIFF":
-        bits, kinds = image.tag_v2.get(BITSPERSAMPLE, (1,)), image.tag_v2.get(SAMPLEFORMAT, (1,))
-        if set(bits) != {8} or set(kinds) != {1} or image.mode not in _TIFF_MODES:
-            raise ValueError(
-                f"TIFF of mode {image.mode} with {bits[0]} bits a sample; save it as 8-bit gray or "
-                "RGB"
-            )
 
 
 def _digits(argument: str, split: str) -> Records:
@@ -410,10 +275,10 @@ def _tfds(name: str, split: str) -> Records:
     except (KeyError, ValueError) as error:
         raise unknown_name(f"split of tfds:{name}", split, builder.info.splits) from error
     # Cache rows so that an image and its label cost one read.
-    row = functools.lru_cache(_CHUNK)(rows.__getitem__)
+    row = functools.lru_cache(CHUNK)(rows.__getitem__)
 
     def open_(i: int) -> Image.Image:
-        return Image.open(io.BytesIO(row(i)[image_keys[0]]), formats=_FORMATS)
+        return open_image(io.BytesIO(row(i)[image_keys[0]]))
 
     def label(i: int) -> int:
         return int(row(i)[label_keys[0]])
@@ -426,9 +291,32 @@ def _folder(path: str, split: str) -> Records:
     files, order, others = split_files(path, split)
     return Records(
         [str(f) for f in files],
-        lambda i: Image.open(files[i], formats=_FORMATS),
+        lambda i: open_image(files[i]),
         order=order,
         passed_over=others,
+    )
+
+
+def _arrays(argument: str, split: str) -> Records:
+    """Return the images of a split of an .npy or .npz file; about a tenth is the test split.
+
+    A hash of the index splits them, so images that are added at the end move no others.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split of arrays", split, SPLITS)
+    path = Path(argument).expanduser()
+    images, labels = read_arrays(path)
+    if len(images) < len(SPLITS):
+        raise UserError(f"{path} holds {len(images)} image; at least 2 are needed")
+    share = {i: hash_share(str(i)) for i in range(len(images))}
+    test = hold_out(share)
+    chosen = [i for i in share if (i in test) == (split == "test")]
+    return Records(
+        [f"image {i} of {path}" for i in chosen],
+        lambda i: images[chosen[i]],
+        None if labels is None else lambda i: int(labels[chosen[i]]),
+        order=sorted(range(len(chosen)), key=lambda i: share[chosen[i]]),
+        dtype=images.dtype,
     )
 
 
@@ -437,4 +325,5 @@ SOURCES: dict[str, Callable[[str, str], Records]] = {
     "color_digits": _color_digits,
     "tfds": _tfds,
     "folder": _folder,
+    "arrays": _arrays,
 }

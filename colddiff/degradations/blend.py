@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from colddiff.degradations.patterns import checks_input, from_pattern, split
 from colddiff.degradations.schedules import cosine_alpha_bar
-from colddiff.images import from_uint8
+from colddiff.images import to_model_range
 from colddiff.runtime.errors import UserError, unknown_name
 
 _ALPHA_BARS = {"cosine": cosine_alpha_bar}
@@ -46,8 +46,8 @@ def animorph(
 
     Args:
       num_steps: T.
-      bank: the images, uint8 `[N, H, W, C]`, with the size and channels of x0. They are replicated,
-        or split over devices along N.
+      bank: the images `[N, H, W, C]`, uint8 or float32 on [-1, 1], with the size and channels of
+        x0. They are replicated, or split over devices along N.
       schedule: as for `gaussian_noise`.
       bank_size: number of images to pick from, the first of the bank (None: all). The others are
         padding that makes N a multiple of the number of devices.
@@ -55,9 +55,9 @@ def animorph(
     Raises:
       UserError: a setting is invalid, or, when called, x0 has another shape.
     """
-    if getattr(bank, "ndim", 0) != 4 or bank.dtype != np.uint8:
+    if getattr(bank, "ndim", 0) != 4 or bank.dtype not in (np.uint8, np.float32):
         found = getattr(bank, "shape", type(bank)), getattr(bank, "dtype", None)
-        raise UserError(f"bank must be uint8 images [N, H, W, C]; got {found}")
+        raise UserError(f"bank must be uint8 images [N, H, W, C], or float32 ones; got {found}")
     count = len(bank) if bank_size is None else bank_size
     if not 1 <= count <= len(bank):
         raise UserError(
@@ -95,7 +95,7 @@ def _pick(
             f"the bank's images have shape {bank.shape[1:]}, but x0 has shape {shape}; load the "
             "bank with x0's size and channels"
         )
-    return from_uint8(bank[jax.random.randint(key, (), 0, count)])
+    return to_model_range(bank[jax.random.randint(key, (), 0, count)])
 
 
 def _blend(weights: jax.Array, x0: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from colddiff.degradations.patterns import checks_input
 from colddiff.degradations.schedules import per_step
 from colddiff.degradations.separable import separable
+from colddiff.images import height_width
 from colddiff.runtime.errors import UserError, unknown_name
 
 _NUMPY_PADDING = {"circular": "wrap", "reflect": "reflect"}
@@ -18,7 +19,7 @@ _NUMPY_PADDING = {"circular": "wrap", "reflect": "reflect"}
 @checks_input
 def gaussian_blur(
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     num_steps: int,
     kernel_size: int,
     std: float | list[float],
@@ -28,7 +29,7 @@ def gaussian_blur(
     """Return `D(x0, t, key)`, which blurs x0 t times; deterministic, `key` is not used.
 
     Args:
-      image_size: H = W, in pixels.
+      image_size: H = W, or (H, W), in pixels.
       num_steps: T.
       kernel_size: side of every step's kernel, odd, in pixels. The Gaussian is cut off there
         and scaled to sum 1.
@@ -39,23 +40,29 @@ def gaussian_blur(
     Raises:
       UserError: a setting is invalid.
     """
-    if image_size < 1 or num_steps < 1:
-        raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
+    high, wide = height_width(image_size)
+    if num_steps < 1:
+        raise UserError(f"num_steps={num_steps} must be 1 or more")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(f"kernel_size={kernel_size} must be odd and positive")
     if padding not in _NUMPY_PADDING:
         raise unknown_name("padding", padding, _NUMPY_PADDING)
-    if padding == "reflect" and kernel_size // 2 >= image_size:
+    if padding == "reflect" and kernel_size // 2 >= min(high, wide):
         raise UserError(
             f"kernel_size={kernel_size} reaches beyond the reflection of image_size={image_size}; "
-            f"use a kernel_size below {2 * image_size}"
+            f"use a kernel_size below {2 * min(high, wide)}"
         )
-    A = [np.eye(image_size)]
-    for sigma in per_step("std", std, num_steps):
-        A.append(_blur_matrix(image_size, gaussian_kernel(kernel_size, sigma), padding) @ A[-1])
-    if mean_at_end:
-        A[-1] = np.full((image_size, image_size), 1 / image_size)
-    return separable(A)
+    kernels = [gaussian_kernel(kernel_size, sigma) for sigma in per_step("std", std, num_steps)]
+
+    def matrices_of(n: int) -> list[np.ndarray]:
+        A = [np.eye(n)]
+        for kernel in kernels:
+            A.append(_blur_matrix(n, kernel, padding) @ A[-1])
+        if mean_at_end:
+            A[-1] = np.full((n, n), 1 / n)
+        return A
+
+    return separable(matrices_of(high), None if high == wide else matrices_of(wide))
 
 
 def gaussian_kernel(size: int, sigma: float) -> np.ndarray:

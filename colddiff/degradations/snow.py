@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from colddiff.degradations.blur import gaussian_kernel
 from colddiff.degradations.patterns import checks_input, from_pattern
 from colddiff.degradations.size import ImageSize
+from colddiff.images import height_width
 from colddiff.runtime.errors import UserError
 
 _MEAN, _STD = 0.55, 0.3  # mean and standard deviation of the random field
@@ -37,7 +38,7 @@ class SnowPattern(NamedTuple):
 @checks_input
 def snow(
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     num_steps: int,
     threshold: tuple[float, float],
     motion_std: tuple[float, float],
@@ -47,7 +48,7 @@ def snow(
     `threshold` and `motion_std` are linear in t.
 
     Args:
-      image_size: H = W, in pixels.
+      image_size: H = W, or (H, W), in pixels.
       num_steps: T.
       threshold: the pair (c0 at t = 1, c0 at T). There is snow where the random field
         N(.55, .3²) is at least c0.
@@ -56,8 +57,9 @@ def snow(
     Raises:
       UserError: a setting is invalid.
     """
-    if image_size < 1 or num_steps < 1:
-        raise UserError(f"image_size={image_size} and num_steps={num_steps} must be 1 or more")
+    sides = height_width(image_size)
+    if num_steps < 1:
+        raise UserError(f"num_steps={num_steps} must be 1 or more")
     for name, value in (("threshold", threshold), ("motion_std", motion_std)):
         numbers = np.shape(value) == (2,) and all(isinstance(v, int | float) for v in value)
         if not numbers or not np.all(np.isfinite(value)):
@@ -72,15 +74,21 @@ def snow(
         jnp.asarray([np.inf, *c0], jnp.float32),
         jnp.asarray(np.stack([kernels[0], *kernels]), jnp.float32),
     )
-    return from_pattern(Partial(_draw, jnp.asarray(_zoom_matrix(image_size), jnp.float32)), apply)
+    rows, columns = (jnp.asarray(_zoom_matrix(n), jnp.float32) for n in sides)
+    # One table serves both sides of a square.
+    draw = Partial(_draw, rows, None if sides[0] == sides[1] else columns)
+    return from_pattern(draw, apply)
 
 
-def _draw(zoom: jax.Array, key: jax.Array, shape: tuple[int, int, int]) -> SnowPattern:
+def _draw(
+    rows: jax.Array, columns: jax.Array | None, key: jax.Array, shape: tuple[int, int, int]
+) -> SnowPattern:
     """Draw a coarse random field and enlarge it, without the border that would be cut off."""
     del shape
+    columns = rows if columns is None else columns
     field_key, direction_key = jax.random.split(key)
-    coarse = _MEAN + _STD * jax.random.normal(field_key, (zoom.shape[1],) * 2)
-    field = jnp.einsum("hi,wj,ij->hw", zoom, zoom, coarse, precision=jax.lax.Precision.HIGHEST)
+    coarse = _MEAN + _STD * jax.random.normal(field_key, (rows.shape[1], columns.shape[1]))
+    field = jnp.einsum("hi,wj,ij->hw", rows, columns, coarse, precision=jax.lax.Precision.HIGHEST)
     return SnowPattern(field, jax.random.bernoulli(direction_key))
 
 
@@ -88,13 +96,17 @@ def _apply(
     c0: jax.Array, kernels: jax.Array, x0: jax.Array, t: jax.Array, pattern: SnowPattern
 ) -> jax.Array:
     """Return x0 with the flakes of severity t; `c0` is `[T + 1]`, `kernels` `[T + 1, 11]`."""
-    ImageSize(pattern.field.shape[0]).check(x0)
+    ImageSize(*pattern.field.shape).check(x0)
     flakes = jnp.clip(jnp.where(pattern.field < c0[t], 0, pattern.field), 0, 1)
-    flakes = jnp.where(pattern.vertical, flakes.T, flakes)
-    n, reach = len(flakes), _TAPS // 2
-    padded = jnp.pad(flakes, ((0, 0), (reach, reach)))
-    flakes = sum(kernels[t, i] * padded[:, i : i + n] for i in range(_TAPS))
-    flakes = jnp.where(pattern.vertical, flakes.T, flakes)
+    (high, wide), reach = flakes.shape, _TAPS // 2
+    above, beside = (
+        jnp.pad(flakes, ((reach, reach), (0, 0))),
+        jnp.pad(flakes, ((0, 0), (reach,) * 2)),
+    )
+    shifted = [(above[i : i + high], beside[:, i : i + wide]) for i in range(_TAPS)]
+    flakes = sum(
+        kernels[t, i] * jnp.where(pattern.vertical, *pair) for i, pair in enumerate(shifted)
+    )
     snowy = jnp.clip((x0 + 1) / 2 + (flakes + flakes[::-1, ::-1])[:, :, None], 0, 1)
     return jnp.where(t == 0, x0, 2 * snowy - 1)
 

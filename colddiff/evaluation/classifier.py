@@ -24,7 +24,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from colddiff.data import sources
-from colddiff.images import from_uint8
+from colddiff.images import to_model_range
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import array_digest, cached_npz
@@ -49,7 +49,7 @@ class Settings(NamedTuple):
       batch_size: images per step.
       learning_rate: Adam's peak rate; the rate rises linearly over a tenth of the steps, then falls
         to 0 along a cosine.
-      shift: images are shifted at random by up to side / shift pixels, along both axes.
+      shift: images are shifted at random by up to the shorter side / shift pixels, along both axes.
       seed: seed of the initial parameters, the order of images and the shifts.
     """
 
@@ -83,13 +83,14 @@ def load(
     *,
     train_split: str,
     test_split: str,
-    size: int,
+    size: int | tuple[int, int],
     channels: int,
     folder: Path,
     background: Sequence[int] = sources.BLACK,
+    value_range: Sequence[float] = (),
     settings: Settings = _SETTINGS,
 ) -> Trained:
-    """Return the classifier of a source's images, `[size, size, channels]`.
+    """Return the classifier of a source's images, `[H, W, channels]`.
 
     The first call trains it and writes it to `folder`; later calls read the file. Each set of
     training images, labels and settings has its own file.
@@ -97,7 +98,7 @@ def load(
     Raises:
       UserError: the source has no labels or cannot be read, or the file is damaged.
     """
-    shape = dict(size=size, channels=channels, background=background)
+    shape = dict(size=size, channels=channels, background=background, value_range=value_range)
     images, labels = sources.load_labelled(source, train_split, **shape)
     identity = {
         "version": _VERSION,
@@ -127,17 +128,17 @@ def load(
 
 
 def features(params: Params, images: jax.Array) -> jax.Array:
-    """Return the last layer's input, float32 `[B, 128]`, for uint8 images `[B, H, W, C]`.
+    """Return the last layer's input, float32 `[B, 128]`, for images `[B, H, W, C]`.
 
     The function is pure: `Partial(features, params)` can be passed through `jax.jit`. An image's
-    features do not depend on the rest of its batch. H = W and C must be those of the training
-    images.
+    features do not depend on the rest of its batch. H, W, C and the dtype, uint8 or float32 on
+    [-1, 1], must be those of the training images.
     """
     return _apply(params, images)[0]
 
 
 def accuracy(params: Params, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of uint8 images `[N, H, W, C]` classified as their int32 `labels` `[N]`."""
+    """Return the share of images `[N, H, W, C]` classified as their int32 `labels` `[N]`."""
     starts = range(0, len(images), _CHUNK)
     found = np.concatenate([_classify(params, images[s : s + _CHUNK]) for s in starts])
     return float(np.mean(found == labels))
@@ -151,7 +152,7 @@ def train(
     The same arrays and settings give bit-identical parameters on the same machine and libraries.
 
     Args:
-      images: uint8 `[N, size, size, channels]`.
+      images: `[N, H, W, C]`, uint8 or float32 on [-1, 1].
       labels: int32 `[N]` in 0..num_classes - 1.
       num_classes: number of logits.
       settings: training settings.
@@ -171,7 +172,7 @@ def train(
     params = _initial_params(num_classes, images[:1], rng)
     state = (params, optimizer.init(params))
     order = _order(len(images), num_steps * batch_size, rng)
-    shift = images.shape[1] // settings.shift
+    shift = min(images.shape[1:3]) // settings.shift
     step = _make_step(optimizer, shift)
     what = f"classifier of {len(images)} images"
     with Meter(what, total=num_steps, images_per_step=batch_size) as meter:
@@ -185,7 +186,9 @@ def train(
 
 
 class _Network(nn.Module):
-    """3×3 convolutions that halve the image down to 4×4, a mean over pixels, two dense layers.
+    """3×3 convolutions that halve the image, a mean over pixels, two dense layers.
+
+    The shorter side is halved down to 4 pixels.
 
     The network takes any size and number of channels. The last two halvings, to 64 and 128
     channels, each have a second convolution. Earlier halvings have one convolution to 32 channels,
@@ -196,11 +199,11 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return features `[B, 128]` and logits `[B, num_classes]` of uint8 `[B, H, W, C]`."""
+        """Return features `[B, 128]` and logits `[B, num_classes]` of `[B, H, W, C]`."""
         conv = partial(nn.Conv, kernel_size=(3, 3), precision=jax.lax.Precision.HIGHEST)
         dense = partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
-        x = from_uint8(images)
-        halvings = math.ceil(math.log2(images.shape[1] / _LAST_SIZE))
+        x = to_model_range(images)
+        halvings = math.ceil(math.log2(min(images.shape[1:3]) / _LAST_SIZE))
         for left in reversed(range(halvings)):
             width = (128, 64, 32)[min(left, 2)]
             x = nn.gelu(conv(width, strides=2)(x))

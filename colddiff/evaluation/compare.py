@@ -27,7 +27,7 @@ from colddiff.evaluation.features import (
     make_features,
     of_split,
 )
-from colddiff.images import grid
+from colddiff.images import grid, height_width, to_unit_data
 from colddiff.runtime.devices import is_first_host
 from colddiff.runtime.errors import UserError, first_line
 from colddiff.runtime.files import (
@@ -117,7 +117,12 @@ def compare(config: ConfigDict, folders: dict[str, Path]) -> Comparison:
         folders have no seed in common, or a feature space is not available.
     """
     settings = config.data
-    shape = (settings.image_size, settings.image_size, settings.channels)
+    if settings.channels not in (1, 3):
+        raise UserError(
+            f"config.data.channels={settings.channels}, but --mode=compare reads PNG files, which "
+            "hold 1 or 3 channels"
+        )
+    shape = (*height_width(settings.image_size), settings.channels)
     generated = {title: _read(path, shape) for title, path in folders.items()}
     if len({len(images) for images in generated.values()}) > 1:
         logging.warning(
@@ -228,8 +233,8 @@ def _read(folder: Path, shape: tuple[int, int, int]) -> dict[int, np.ndarray]:
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    """Return uint8 images as float32 rows `[N, H W C]` on [0, 1]."""
-    return np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
+    """Return images of a data source as float32 rows `[N, H W C]` on [0, 1]."""
+    return to_unit_data(images.reshape(len(images), -1))
 
 
 def _pairwise(images: np.ndarray) -> float:

@@ -37,7 +37,7 @@ from colddiff.experiment.build import (
     make_sampler,
 )
 from colddiff.experiment.checks import check_sampler
-from colddiff.images import from_uint8, to_uint8, to_unit
+from colddiff.images import to_data_type, to_model_range, to_unit
 from colddiff.inference.run import Restoration, Run, degrade_and_restore
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import create_mesh, split_rows, to_host
@@ -130,7 +130,7 @@ class Truth(NamedTuple):
     """The images and feature statistics that restored images are compared with.
 
     Attributes:
-      images: test images, uint8 `[N, H, W, C]`.
+      images: test images `[N, H, W, C]`, uint8 or float32 on [-1, 1].
       order: int `[N]`, the order of images in subsets and distances (`sources.Split`).
       spaces: feature spaces, each with the feature statistics of the whole test split.
     """
@@ -141,7 +141,7 @@ class Truth(NamedTuple):
 
 
 def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
-    """Return `limit` images of the test split (0: all), uint8 `[N, H, W, C]`."""
+    """Return `limit` images of the test split (0: all), `[N, H, W, C]`."""
     return load_split(config, config.data.test_split, limit=limit).images
 
 
@@ -189,15 +189,15 @@ def check_ways(
     """Refuse settings that `evaluate` would refuse, before training and without decoding images.
 
     Raises:
-      UserError: as for `ways_of`; or a feature space does not exist, or the test split is too small
-        for `config.eval.counts`.
+      UserError: as for `ways_of`; or a feature space does not exist or does not take the images, or
+        the test split is too small for `config.eval.counts`.
     """
     names = config.eval.samplers if samplers is None else samplers
     if {name.removesuffix(CONSISTENT) for name in names} & {"ddim", "ddpm"}:
         ways_of(build(config), samplers, steps)
     for name in names:
         make_sampler(config, name)
-    check_spaces(config.eval.features)
+    check_spaces(config.eval.features, config.data.channels)
     for count in steps:
         times_between(config.degradation.num_steps, count)
     if config.eval.counts:
@@ -293,7 +293,7 @@ def _score(
             for scored, values in zip((mse, ssim), to_host(scores), strict=True):
                 scored.extend(values[:count].tolist())
             if truth.spaces:
-                restored.append(to_uint8(to_host(x0_hat))[:count])
+                restored.append(to_data_type(to_host(x0_hat), images.dtype)[:count])
             meter.advance()
             between()
         meter.note()
@@ -350,7 +350,7 @@ def _score_batch(
 
     SSIM is NaN if the images are smaller than its window.
     """
-    x0 = from_uint8(images)
+    x0 = to_model_range(images)
     x0_hat = degrade_and_restore(restoration, x0, keys, times)
     truth, restored = to_unit(x0), to_unit(x0_hat)
     small = min(images.shape[1:3]) < metrics.SSIM_WINDOW

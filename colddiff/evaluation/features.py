@@ -11,6 +11,7 @@ number. `colddiff.evaluation.metrics` computes the distances.
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 
 from colddiff.data import sources
 from colddiff.evaluation import classifier, inception, metrics
+from colddiff.images import height_width, size_text, to_unit, to_unit_data
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import create_mesh, replicate, split_rows, to_host
 from colddiff.runtime.errors import UserError, unknown_name
@@ -53,7 +55,8 @@ class Features(NamedTuple):
       space: its key in `SPACES`.
       name: full name, shown beside every number, such as 'pca-32 of digits 32²×1'.
       identity: everything the features depend on; JSON types.
-      extract: `extract(images) -> [B, D]` float32, for uint8 `[B, H, W, C]`; a Partial, for `jit`.
+      extract: `extract(images) -> [B, D]` float32, for `[B, H, W, C]`, uint8 or float32 on [-1, 1];
+        a Partial, for `jit`.
     """
 
     space: str
@@ -100,19 +103,24 @@ def make_features(name: str, config: ConfigDict) -> Features:
     Raises:
       UserError: there is no such space, the data have no labels, or weights are missing.
     """
-    check_spaces([name])
+    check_spaces([name], config.data.channels)
     return SPACES[name](config)
 
 
-def check_spaces(names: Iterable[str]) -> None:
-    """Refuse names of feature spaces that do not exist.
+def check_spaces(names: Iterable[str], channels: int) -> None:
+    """Refuse feature spaces that do not exist, or are not for images of so many channels.
 
     Raises:
-      UserError: a name is unknown; the message lists the known ones.
+      UserError: the message lists the known names, or names one that takes the images.
     """
     for name in names:
         if name not in SPACES:
             raise unknown_name("feature space", name, SPACES)
+        if name == "inception" and channels not in (1, 3):
+            raise UserError(
+                f"the feature space 'inception' is for images of 1 or 3 channels; these have "
+                f"{channels}. Use 'pca'"
+            )
 
 
 def collect(
@@ -125,7 +133,7 @@ def collect(
 
     Args:
       features: the feature space.
-      batches: uint8 images `[., H, W, C]`, in batches of any size.
+      batches: images `[., H, W, C]`, uint8 or float32 on [-1, 1], in batches of any size.
       total: number of images, for the progress line.
       counts: return the moments of the first n images too, for each n in `counts`.
     """
@@ -211,10 +219,10 @@ def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 def _pixels(config: ConfigDict) -> Features:
     settings = config.data
-    if settings.image_size**2 * settings.channels > _EXACT:
+    if math.prod(height_width(settings.image_size)) * settings.channels > _EXACT:
         raise UserError(
             f"the feature space 'pixels' is for images of at most {_EXACT} numbers; these have "
-            f"{settings.image_size}² × {settings.channels}. Use 'pca'"
+            f"{size_text(settings.image_size)} × {settings.channels}. Use 'pca'"
         )
     identity = {"space": "pixels"}
     return Features("pixels", "pixels", identity, Partial(_flat))
@@ -226,7 +234,8 @@ def _pca(config: ConfigDict) -> Features:
     images = load_split(config, config.data.train_split, limit=_PCA_IMAGES).images
     exact = images[0].size <= _EXACT
     dtype = np.float64 if exact else np.float32
-    flat = np.divide(images.reshape(len(images), -1), 255, dtype=dtype)
+    flat = images.reshape(len(images), -1).astype(dtype)
+    flat = flat / 255 if images.dtype == np.uint8 else to_unit(flat)
     solver = "covariance_eigh" if exact else "randomized"
     pca = PCA(min(_COMPONENTS, *flat.shape), svd_solver=solver, random_state=0).fit(flat)
     mean, axes = (np.asarray(x, np.float32) for x in (pca.mean_, pca.components_.T))
@@ -239,11 +248,11 @@ def _origin(config: ConfigDict) -> str:
     """Return the name of the data that a space was fitted to, such as 'digits 32²×1'."""
     settings = config.data
     split = "" if settings.train_split == "train" else f" {settings.train_split}"
-    return f"{settings.source}{split} {settings.image_size}²×{settings.channels}"
+    return f"{settings.source}{split} {size_text(settings.image_size)}×{settings.channels}"
 
 
 def _flat(images: jax.Array) -> jax.Array:
-    return images.reshape(len(images), -1).astype(jnp.float32) / 255
+    return to_unit_data(images.reshape(len(images), -1))
 
 
 def _project(mean: jax.Array, axes: jax.Array, images: jax.Array) -> jax.Array:
@@ -266,8 +275,15 @@ def _classifier(config: ConfigDict) -> Features:
 
 def _inception(config: ConfigDict) -> Features:
     params = inception.load(cache_folder())
-    extract = Partial(inception.features, params)
+    extract = Partial(_of_eight_bits, params)
     return Features("inception", inception.NAME, inception.IDENTITY, extract)
+
+
+def _of_eight_bits(params: Any, images: jax.Array) -> jax.Array:
+    """Return the features of FID's network, which takes uint8; round float32 on [-1, 1] to it."""
+    if images.dtype == jnp.float32:
+        images = jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+    return inception.features(params, images)
 
 
 SPACES = {

@@ -41,7 +41,7 @@ from colddiff.experiment.checks import (
     warn_of_other_ends,
 )
 from colddiff.experiment.user_code import Own, first_own, make_own
-from colddiff.images import truncate_to_8_bit
+from colddiff.images import height_width, truncate_to_8_bit
 from colddiff.runtime.devices import create_mesh, replicate, split_rows
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.consistency import EIGHT_BIT_STD
@@ -113,7 +113,9 @@ def build(config: ConfigDict) -> Experiment:
       UserError: a name does not exist, or settings cannot work together.
     """
     check_numbers(config)
-    model = _make("model", config.model, networks.NETWORKS, channels=config.data.channels)
+    sources.check_channels(config.data.source, config.data.channels)
+    shape = dict(channels=config.data.channels, image_size=config.data.image_size)
+    model = _make("model", config.model, networks.NETWORKS, shape)
     experiment = Experiment(
         config=config,
         degrade=_unchanged,
@@ -141,6 +143,27 @@ def build(config: ConfigDict) -> Experiment:
     if config.prior.name == "gaussian_mixture":
         warn_of_other_ends(*at_T, config.prior.size)
     return experiment
+
+
+def at_size(experiment: Experiment, image_size: tuple[int, int]) -> Experiment:
+    """Return the experiment for images of another size: the same network, D made for that size.
+
+    The network's parameters serve both sizes. The network refuses sizes that it cannot halve when
+    it is called. There is no prior, whose blocks would not fit.
+
+    Args:
+      experiment: the experiment that `build` made.
+      image_size: (H, W), in pixels.
+
+    Raises:
+      UserError: the degradation does not take images of that size.
+    """
+    config = ConfigDict(experiment.config.to_dict())
+    with config.ignore_type():
+        config.data.image_size = image_size
+    config.prior = ConfigDict(dict(name="none"))
+    degrade = _degradation(config.degradation.to_dict(), config.data)
+    return experiment._replace(config=config.lock(), degrade=replicate(degrade, create_mesh()))
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
@@ -240,7 +263,7 @@ def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Pr
         T, shape = experiment.T, experiment.image_shape
         return pattern(experiment.degrade, T=T, shape=shape, noise_std=noise_std)
 
-    def of_mixture(*, size: int, components: int, noise_std: float) -> Prior:
+    def of_mixture(*, size: int | tuple[int, int], components: int, noise_std: float) -> Prior:
         image_size = experiment.config.data.image_size
         check_size(size, image_size)
         if components < 1:
@@ -252,16 +275,16 @@ def make_prior(experiment: Experiment, mixture_of: Callable[..., Mixture]) -> Pr
     return _make("prior", experiment.config.prior, priors)
 
 
-def _no_mixture(*, size: int, components: int) -> Mixture:
+def _no_mixture(*, size: int | tuple[int, int], components: int) -> Mixture:
     """Return an unfitted mixture of one channel, to check settings before fitting one."""
-    D = size * size
+    h, w = height_width(size)
     return Mixture(
-        np.ones(components), np.zeros((components, size, size, 1)), np.zeros((components, D, D))
+        np.ones(components), np.zeros((components, h, w, 1)), np.zeros((components, h * w, h * w))
     )
 
 
 def _image_shape(data_settings: ConfigDict) -> tuple[int, int, int]:
-    return data_settings.image_size, data_settings.image_size, data_settings.channels
+    return *height_width(data_settings.image_size), data_settings.channels
 
 
 def _unchanged(xt: jax.Array) -> jax.Array:
@@ -289,13 +312,13 @@ def _degradation(settings: Mapping[str, Any], data_settings: ConfigDict) -> Degr
         settings |= _call("degradation.bank", _load_bank, data_settings, **bank)
     shape = _image_shape(data_settings)
     if own:
-        settings["image_size"] = data_settings.image_size
+        settings["image_size"] = shape[0] if shape[0] == shape[1] else shape[:2]
         logging.info("degradation: the user's own %s", name)
         found, again = (make_own(name, settings) for _ in range(2))
         check_own_degradation(found, again, num_steps, shape)
         return checked(found.degrade, num_steps)
     if "image_size" in inspect.signature(factory).parameters:
-        settings["image_size"] = data_settings.image_size
+        settings["image_size"] = shape[:2]
     degrade = _call("degradation", factory, **settings)
     check_degradation(name, degrade, shape)
     return checked(degrade, num_steps)
@@ -348,11 +371,19 @@ def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
     return optimizer(learning_rates(train))
 
 
-def _make(what: str, settings: Any, table: Mapping[str, Callable], **more: Any) -> Any:
-    """Return `table[settings.name](the other settings)`."""
-    # A saved config has lists in place of tuples, but modules must be hashable.
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()} | more
+def _make(
+    what: str,
+    settings: Any,
+    table: Mapping[str, Callable],
+    shape: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return `table[settings.name]` of the other settings, and what it takes of `shape`."""
+    settings = dict(settings)
     factory = named(table, what, settings.pop("name"))
+    takes = inspect.signature(factory).parameters
+    settings |= {k: v for k, v in (shape or {}).items() if k in takes}
+    # A saved config has lists in place of tuples, but modules must be hashable.
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     if "dtype" in settings:
         settings["dtype"] = named(_DTYPES, f"{what}.dtype", settings["dtype"])
     return _call(what, factory, **settings)

@@ -49,6 +49,7 @@ _FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
 _ADDED = {  # for saved configs without the field
     "data.background": [0, 0, 0],
+    "data.value_range": [],
     "train.sinks": [],
     "sampler.consistency": 0,
     "sampler.noise_std": EIGHT_BIT_STD,
@@ -373,28 +374,45 @@ def check_same(fields: Sequence[str], saved: ConfigDict, config: ConfigDict, wor
     Raises:
       UserError: a field differs; the message names every such field with both values.
     """
+    refused, others = differences(fields, saved, config, moved=fields == SAME_MODEL)
+    if refused:
+        listed = "\n  ".join(refused)
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  {listed}\n"
+            "Use another --workdir, or that run's config"
+        )
+    level = logging.WARNING if fields == SAME_RUN else logging.INFO
+    for difference in others:
+        logging.log(level, "the config differs from the saved one in %s", difference)
+
+
+def differences(
+    fields: Sequence[str], saved: ConfigDict, config: ConfigDict, *, moved: bool
+) -> tuple[list[str], list[str]]:
+    """Return the differences of two configs in `fields`, and the others, as texts for messages.
+
+    Fields that change nothing that is computed, such as `data.threads`, are among the others.
+
+    Args:
+      fields: names of fields or sections, such as `SAME_MODEL`.
+      saved: the saved config.
+      config: the config to compare with it.
+      moved: whether the places of a degradation's data may differ.
+    """
     old, new = _fields(saved), _fields(config)
-    changed = sorted(k for k in old | new if old.get(k) != new.get(k))
+    free = (*_FREE, *_PLACES) if moved else _FREE
 
     def may_change(k: str) -> bool:
         of_degradation = _PART.sub("degradation", k)
         if of_degradation == "degradation.name":  # `check_source` compares the source
             return _same_function(old.get(k), new.get(k))
-        free = (*_FREE, *_PLACES) if fields == SAME_MODEL else _FREE
         return of_degradation in free
 
-    matters = lambda k: not may_change(k) and any(f"{k}.".startswith(f"{f}.") for f in fields)  # noqa: E731
-    tell = lambda k: f"{k}: {old.get(k)!r} saved, {new.get(k)!r} now"  # noqa: E731
-    refused = [tell(k) for k in changed if matters(k)]
-    if refused:
-        differences = "\n  ".join(refused)
-        raise UserError(
-            f"{workdir} holds a run with another config:\n  {differences}\n"
-            "Use another --workdir, or that run's config"
-        )
-    level = logging.WARNING if fields == SAME_RUN else logging.INFO
-    for k in changed:
-        logging.log(level, "the config differs from the saved one in %s", tell(k))
+    found = ([], [])
+    for k in sorted(k for k in old | new if old.get(k) != new.get(k)):
+        matters = not may_change(k) and any(f"{k}.".startswith(f"{f}.") for f in fields)
+        found[not matters].append(f"{k}: {old.get(k)!r} saved, {new.get(k)!r} now")
+    return found
 
 
 def _same_function(old: Any, new: Any) -> bool:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from colddiff.degradations import Degrade, blend_weights
 from colddiff.experiment.user_code import Own, raised_at
-from colddiff.images import LARGEST
+from colddiff.images import LARGEST, height_width
 from colddiff.runtime.devices import to_host
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 from colddiff.sampling.priors import block_means
@@ -30,6 +30,7 @@ _LARGE = 2.0  # root mean square of xt before a warning; with unit noise on an i
 _RANGES = {  # smallest and largest valid values of the config's numbers
     "seed": (0, 2**32 - 1),
     "data.image_size": (1, math.inf),
+    "data.channels": (1, math.inf),
     "data.crop_margin": (0, math.inf),
     "data.pad": (0, math.inf),
     "data.threads": (1, math.inf),
@@ -52,6 +53,10 @@ _RANGES = {  # smallest and largest valid values of the config's numbers
     "sampler.steps": (0, math.inf),
     "sampler.consistency": (0, math.inf),
     "sampler.noise_std": (1e-6, math.inf),
+    "severity.num_steps": (0, math.inf),
+    "severity.batch_size": (1, math.inf),
+    "severity.learning_rate": (0, math.inf),
+    "severity.width": (1, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.chunk": (1, math.inf),
     "eval.num_images": (0, math.inf),
@@ -78,7 +83,9 @@ def check_numbers(config: ConfigDict) -> None:
                 continue  # a field of other models
             raise UserError(f"the config has no {path}; start it from configs/default.py")
         value = fields[field]
-        if not low <= value <= high:
+        if path == "data.image_size":
+            height_width(value)  # refuses what is neither an integer nor a pair
+        elif not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
     for section in ("prior", "paper"):
@@ -86,8 +93,6 @@ def check_numbers(config: ConfigDict) -> None:
             raise UserError(f"the config has no {section}; start it from configs/default.py")
     if config.data.crop not in ("random", "center"):
         raise unknown_name("data.crop", config.data.crop, ("random", "center"))
-    if config.data.channels not in (1, 3):
-        raise UserError(f"config.data.channels={config.data.channels} must be 1 (gray) or 3 (RGB)")
 
 
 def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
@@ -316,7 +321,11 @@ def check_nothing_is_left(name: str, degrade: Degrade, T: int, shape: tuple[int,
 
 
 def warn_of_other_ends(
-    name: str, degrade: Degrade, T: int, shape: tuple[int, int, int], size: int
+    name: str,
+    degrade: Degrade,
+    T: int,
+    shape: tuple[int, int, int],
+    size: int | tuple[int, int],
 ) -> None:
     """Warn if D(x0, T) differs from the block means that the prior 'gaussian_mixture' draws.
 
@@ -325,17 +334,18 @@ def warn_of_other_ends(
       degrade: `D(x0, t, key) -> xt` for one image.
       T: the largest severity.
       shape: (H, W, C).
-      size: the number of blocks on each side.
+      size: the number of blocks on each side, or (rows, columns) of them.
     """
     high, wide, channels = shape
+    rows, columns = height_width(size)
     slope = np.add.outer(np.linspace(-0.5, 0.5, high), np.linspace(-0.5, 0.5, wide))
     x0 = np.repeat(slope[..., None], channels, axis=2).astype(np.float32)
     end = np.asarray(degrade(x0, jnp.int32(T), jax.random.key(0)))
-    blocks = block_means(x0, size).repeat(high // size, axis=0).repeat(wide // size, axis=1)
+    blocks = block_means(x0, size).repeat(high // rows, axis=0).repeat(wide // columns, axis=1)
     distance = np.abs(end - blocks).max()
     if not distance <= _FARTHEST:
         logging.warning(
             "config.prior draws %d × %d blocks, but %s at T=%d differs by up to %.2f from an "
             "image's block means; the restorer was not trained on such xT",
-            *(size, size, name, T, distance),
+            *(rows, columns, name, T, distance),
         )

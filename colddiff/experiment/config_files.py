@@ -25,6 +25,7 @@ from colddiff.runtime.errors import UserError, unknown_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout, a link to its folder configs
 _BY_NAME = ("degradation", "model", "prior", "sampler")  # their `name` decides which fields exist
+_SIZES = ("data.image_size", "prior.size")  # an integer, or a pair
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
 
@@ -147,9 +148,10 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def change(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
     """Return the config, locked, with fields set by arguments `--config.FIELD=VALUE`.
 
-    A value is converted to its field's type. There are two exceptions. In `degradation`, a number,
-    a tuple of T numbers and the dict of a schedule may replace each other. The sections
-    `degradation`, `model`, `prior` and `sampler` may get new fields; `build` checks them.
+    A value is converted to its field's type. There are three exceptions. In `degradation`, a
+    number, a tuple of T numbers and the dict of a schedule may replace each other. In
+    `data.image_size` and `prior.size`, an integer and a pair may; `build` checks these. The
+    sections `degradation`, `model`, `prior` and `sampler` may get new fields; `build` checks them.
 
     Raises:
       UserError: there is no such field, or its type is not the value's.
@@ -158,6 +160,7 @@ def change(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
     try:
         for field, text in _assignments(changes):
             _make_room(config, field, text)
+        changes = [*_without_sizes(changes)]  # because `_make_room` has set these
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=["", *changes]
         )
@@ -182,6 +185,18 @@ def _assignments(changes: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield field, value if equals else following
 
 
+def _without_sizes(changes: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments, but neither those of `_SIZES` nor the values that follow these."""
+    rest = list(changes)
+    while rest:
+        argument = rest.pop(0)
+        size = any(argument == f"--config.{field}" for field in _SIZES)
+        if size and rest and not rest[0].startswith("--"):
+            rest.pop(0)
+        elif not any(argument.startswith(f"--config.{field}=") for field in _SIZES):
+            yield argument
+
+
 def _make_room(config: ConfigDict, field: str, text: str) -> None:
     """Set a field to `text` in the cases where `config_flags` would refuse it (`change`)."""
     name, _, own = field.partition(".")
@@ -194,7 +209,8 @@ def _make_room(config: ConfigDict, field: str, text: str) -> None:
         value = text
     typo = difflib.get_close_matches(own, section, cutoff=0.8)
     new = name in _BY_NAME and own not in section and not typo
-    if new or (name == "degradation" and _is_other_kind(section.get(own), value)):
+    size = field in _SIZES and own in section
+    if new or size or (name == "degradation" and _is_other_kind(section.get(own), value)):
         with config.unlocked(), config.ignore_type():
             section[own] = tuple(value) if isinstance(value, list) else value
 

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 
 from colddiff.runtime.errors import UserError, first_line
 
+# Sections that configs saved by earlier versions lack, with the values of configs/default.py.
+_ADDED = {"severity": dict(num_steps=0, batch_size=64, learning_rate=1e-3, width=32)}
+
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
     """Return the config in JSON's types; tuples become lists."""
@@ -19,8 +22,11 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def config_from_json(saved: Mapping[str, Any]) -> ConfigDict:
-    """Return the config, locked, that `config_json` saved; lists become tuples again."""
-    return ConfigDict(_with_tuples(saved)).lock()
+    """Return the config, locked, that `config_json` saved; lists become tuples again.
+
+    Sections that did not exist when it was saved are added.
+    """
+    return ConfigDict(_with_tuples({**_ADDED, **saved})).lock()
 
 
 def _with_tuples(value: Any) -> Any:

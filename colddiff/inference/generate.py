@@ -17,20 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from PIL import Image
 
 from colddiff.experiment.build import full_name, make_sampler
-from colddiff.experiment.config_files import rename_own
 from colddiff.experiment.saved_config import config_json
-from colddiff.experiment.user_code import source_hashes
 from colddiff.images import mosaic, to_uint8
+from colddiff.inference.outputs import claim, digest, run_settings, sampler_settings
 from colddiff.inference.run import LARGEST_SEED, Run
 from colddiff.runtime.devices import create_mesh, from_first_host, is_first_host, to_host
 from colddiff.runtime.errors import UserError
-from colddiff.runtime.files import read_json, save_gif, save_png, write_json
+from colddiff.runtime.files import save_gif, save_png
 from colddiff.runtime.progress import Meter
 from colddiff.sampling.samplers import marks_of, times_between
 
@@ -73,10 +71,15 @@ def generate(run: Run, seeds: Sequence[int], folder: Path) -> None:
 
     Raises:
       UserError: the folder holds images made with other settings, the run has no prior, a seed is
-        repeated, or an image is not finite.
+        repeated, an image is not finite, or the images have neither 1 nor 3 channels.
     """
     _check_unique(seeds)
-    _claim(folder, _settings(run))
+    if run.config.data.channels not in (1, 3):
+        raise UserError(
+            f"config.data.channels={run.config.data.channels}, but PNG files hold 1 or 3 channels. "
+            "Generate in Python: x0 = run.generate(run.params, seeds), and save it with np.save"
+        )
+    claim(folder, _settings(run), "*.png")
     at_once = run.config.eval.chunk * create_mesh().size
     there = from_first_host(np.array([_path(folder, seed).exists() for seed in seeds]))
     missing = [seed for seed, done in zip(seeds, there, strict=True) if not done]
@@ -133,49 +136,11 @@ def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
 def _settings(run: Run) -> dict[str, Any]:
     """Return everything an image depends on besides its seed; JSON types."""
     config = config_json(run.config)
-    settings = {name: config[name] for name in ("degradation", "prior", "sampler")} | {
+    # Arrays that the config does not fix, such as a fitted mixture or a bank's images.
+    tables = {"prior": digest(run.prior), "degradation": digest(run.degrade)}
+    return run_settings(run) | {
+        "prior": config["prior"],
+        "sampler": sampler_settings(run),
         "steps": run.experiment.steps,
-        "chunk": run.config.eval.chunk,
-        "weights": {"step": run.step, "sha256": _digest(run.params)},
-        # Arrays that the config does not fix, such as a fitted mixture or a bank's images.
-        "tables": {"prior": _digest(run.prior), "degradation": _digest(run.degrade)},
+        "tables": tables,
     }
-    if not run.config.sampler.get("consistency", 0):  # then the images do not depend on these
-        unused = ("consistency", "noise_std")
-        settings["sampler"] = {k: v for k, v in config["sampler"].items() if k not in unused}
-    if source := source_hashes(run.config.degradation):
-        settings["source"] = source
-        # The images depend on the source, not on its place.
-        settings["degradation"] = rename_own(settings["degradation"], lambda name: Path(name).name)
-    return settings
-
-
-def _digest(tree: Any) -> str:
-    """Return the SHA-256 of all arrays of a pytree."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(to_host(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings to the folder; refuse a folder whose images have other settings."""
-    path = folder / "settings.json"
-    found = read_json(path)
-    if found is not None:
-        names = sorted(n for n in found | settings if found.get(n) != settings.get(n))
-        if names:
-            tell = [f"{n}: {found.get(n)} saved, {settings.get(n)} now" for n in names]
-            differences = "\n  ".join(tell)
-            raise UserError(
-                f"{folder} holds images made with other settings:\n  {differences}\n"
-                "Give another folder with --output, or delete this one"
-            )
-        return
-    if next(folder.glob("*.png"), None):
-        raise UserError(
-            f"{folder} holds images, but no settings.json that says how they were made; give "
-            "another folder with --output"
-        )
-    if is_first_host():
-        write_json(path, settings)

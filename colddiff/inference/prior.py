@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from colddiff.data import sources
 from colddiff.experiment.build import Experiment, make_prior
+from colddiff.images import height_width
 from colddiff.runtime.devices import create_mesh, replicate
 from colddiff.runtime.files import cached_npz, read_json
 from colddiff.runtime.progress import Meter
@@ -30,11 +31,11 @@ def load_prior(experiment: Experiment, workdir: Path) -> Prior | None:
       UserError: the training split or the stored mixture cannot be read.
     """
 
-    def mixture_of(*, size: int, components: int) -> Mixture:
+    def mixture_of(*, size: int | tuple[int, int], components: int) -> Mixture:
         settings = experiment.config.data
         identity = {
             "images": read_json(workdir / "data.json"),
-            "shape": [components, size, size, settings.channels],
+            "shape": [components, *height_width(size), settings.channels],
             "seed": experiment.config.seed,
         }
 
@@ -55,7 +56,7 @@ def forget_priors(workdir: Path) -> None:
         path.unlink()
 
 
-def _fit_mixture(config: ConfigDict, size: int, components: int) -> Mixture:
+def _fit_mixture(config: ConfigDict, size: int | tuple[int, int], components: int) -> Mixture:
     """Fit a mixture to the training split, one image at a time to bound memory."""
     settings = config.data
     shape = sources.shape_of(settings)

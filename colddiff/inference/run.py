@@ -1,11 +1,10 @@
-"""A trained run, for notebooks: `run = colddiff.load(workdir)`, `run.sample(run.params, xT)`.
+"""A trained run, for notebooks: `run.sample(run.params, xT)`, `run.restore_images(images)`.
 
-`prior.py` draws xT for `run.generate`.
+`load.py` loads it, and `prior.py` draws xT for `run.generate`.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -14,30 +13,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from colddiff.degradations import Degrade, as_key, as_partial
-from colddiff.experiment import checkpoint
 from colddiff.experiment.build import (
     Consistency,
     Experiment,
-    build,
     check_sampler,
     consistency_steps,
-    init_params,
     make_consistency,
     make_sampler,
 )
-from colddiff.experiment.config_files import locate
-from colddiff.experiment.user_code import source_changes
 from colddiff.images import before_truncation, check_images
 from colddiff.inference.prior import load_prior
+from colddiff.inference.severity import Estimate, load_severity
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import (
     create_mesh,
-    fsdp_shardings,
     place,
     replicated,
     split_axis,
@@ -46,6 +39,7 @@ from colddiff.runtime.errors import UserError
 from colddiff.sampling.consistency import Measurement, consistent_walk
 from colddiff.sampling.priors import Prior
 from colddiff.sampling.samplers import (
+    BatchDegrade,
     Result,
     Sampler,
     Times,
@@ -89,13 +83,17 @@ def run_sampler(
     keys: jax.Array,
     times: jax.Array,
     iterates_at: jax.Array | None = None,
+    patterns: Any = None,
 ) -> Result:
     """Return the result of `walk` from xT `[B, H, W, C]` with the patterns of `keys` `[B]`.
 
-    With data consistency, xT is the measurement.
+    With data consistency, xT is the measurement. Known `patterns`, one for each image, are used
+    instead of those of the keys.
     """
     sampler, restore, degrade, network_input, params, consistency = restoration
-    R, D = bind_params(restore, params), draw_patterns(degrade, keys, xT.shape[1:])
+    R, D = bind_params(restore, params), BatchDegrade(degrade, patterns, keys)
+    if patterns is None:
+        D = draw_patterns(degrade, keys, xT.shape[1:])
     x = network_input(xT)
     if consistency is None:
         return walk(sampler, R, D, x, times, iterates_at)
@@ -176,6 +174,11 @@ class Run:
         return self.experiment.restore(params, jnp.asarray(xt, jnp.float32), times)
 
     @functools.cached_property
+    def other_sizes(self) -> dict[tuple[int, int], "Run"]:
+        """Return a cache of this run at other image sizes, for `sizes.at_size`."""
+        return {}
+
+    @functools.cached_property
     def prior(self) -> Prior | None:
         """Return `prior(key) -> xT` for one image `[H, W, C]`; None for 'none'.
 
@@ -185,6 +188,25 @@ class Run:
           UserError: as for `load_prior`.
         """
         return load_prior(self.experiment, self.workdir)
+
+    def severity(self, images: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate the severity of degraded images; return (t, std) of each.
+
+        Args:
+          images: floats `[B, H, W, C]` on [-1, 1]; they are rounded to 8 bits, as files are.
+
+        Returns:
+          t, int32 `[B]`, the median of p(t | xt), and std, float32 `[B]`, its standard deviation.
+
+        Raises:
+          UserError: the run has no severity head (the message says how to train one), or `images`
+            cannot be images of this run.
+        """
+        return self._severity(images)
+
+    @functools.cached_property
+    def _severity(self) -> Estimate:
+        return load_severity(self)
 
     def sample(
         self,
@@ -301,6 +323,45 @@ class Run:
             parts.append(run_sampler(restoration, *place(drawn, sharding), times, marks))
         return _taken(parts, places)
 
+    def restore_images(
+        self,
+        images: Any,
+        t: Any = None,
+        *,
+        mask: Any = None,
+        sampler: str | Sampler | None = None,
+        steps: int | None = None,
+        tile: int | None = None,
+        key: jax.Array | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return your own degraded images restored, uint8; `own_images.restore_images`.
+
+        Args:
+          images: uint8 or floats on [-1, 1], `[H, W, C]` or `[B, H, W, C]`; or a PIL image; or a
+            list of these, whose sizes may differ. Nothing is rescaled.
+          t: the severity, 0..T: an integer, or one for each image. 'auto' estimates each. None for
+            T, or with a mask for the severity at which training's holes are as large.
+          mask: the kept pixels of images with holes, `[H, W]`, one for all images or one for each:
+            uint8, 255 kept and 0 lost, or floats in [0, 1]; or PIL images. Only for gaussian_mask.
+          sampler: as for `sample`. None takes the config's; but 'direct' if the degradation draws a
+            random pattern, which is unknown.
+          steps: largest number of sampler steps; the config's if None.
+          tile: side of the tiles that other sizes than the run's are cut into, in pixels; 0 for
+            none; None to choose (`sizes.tile_of`).
+          key: the key that the random patterns were drawn with, image i with `fold_in(key, i)`.
+
+        Returns:
+          uint8 `[H, W, C]` for one image, `[B, H, W, C]` for an array of images, or a list.
+
+        Raises:
+          UserError: an image, a severity, a mask or a choice is invalid; the message says what to
+            do.
+        """
+        from colddiff.inference.own_images import restore_images  # it imports this module
+
+        choices = dict(mask=mask, sampler=sampler, steps=steps, tile=tile, key=key)
+        return restore_images(self, images, t, **choices)
+
     def restoration(
         self,
         params: Any,
@@ -328,18 +389,21 @@ class Run:
     def _check_batch(self, x: jax.Array, what: str) -> None:
         """Refuse what is not a batch of this run's images; `what` is its name, for the message."""
         check_images(x, what)
-        size, _, channels = shape = self.experiment.image_shape
+        high, wide, channels = shape = self.experiment.image_shape
         if x.ndim == 4 and x.shape[1:] == shape:
             return
-        convert = "Convert PIL images with colddiff.images.from_pil(images, "
-        convert += f"size={size}, channels={channels})"
+        convert = "Convert it with jnp.asarray, resize or crop it"
+        if channels in (1, 3):
+            size = high if high == wide else (high, wide)
+            convert = "Convert PIL images with colddiff.images.from_pil(images, "
+            convert += f"size={size}, channels={channels})"
         if x.shape == shape:
             convert = f"Add the batch axis with {what}[None]"
-        elif x.shape == (size, size):
+        elif x.shape == (high, wide):
             convert = f"Add the batch and the channel axis with {what}[None, ..., None]"
-        elif x.shape[1:] == (size, size):
+        elif x.shape[1:] == (high, wide):
             convert = f"Add the channel axis with {what}[..., None]"
-        elif x.shape[1:] == (channels, size, size):
+        elif x.shape[1:] == (channels, high, wide):
             convert = f"Put the channels last with jnp.moveaxis({what}, 1, -1)"
         raise UserError(f"{what} must be of shape {('B', *shape)}; got {x.shape}. {convert}")
 
@@ -413,97 +477,3 @@ def _draw(prior: Prior, seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return xT `[B, H, W, C]` and the keys `[B]` of these seeds."""
     keys = jax.vmap(jax.random.key)(seeds)
     return jax.vmap(prior)(keys), keys
-
-
-def load(
-    workdir: str | Path, *, step: int | str | None = None, config: ConfigDict | None = None
-) -> Run:
-    """Return the run in `workdir`.
-
-    Args:
-      workdir: the run's folder.
-      step: step of the checkpoint; None for the last, 'best' for the best by `train.best`.
-      config: used instead of the saved one; model and degradation must be the same.
-
-    Raises:
-      UserError: `workdir` holds no such checkpoint, or one of another run. Untrained weights are
-        never returned.
-    """
-    workdir = Path(workdir).expanduser()
-    with _open(workdir) as manager:
-        step = _chosen(manager, workdir, step)
-        saved = _saved_config(manager, workdir, step)
-        if config is not None:
-            checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
-        experiment = build(saved if config is None else config)
-        if changes := source_changes(workdir, experiment.config.degradation):
-            logging.warning(
-                "the source of the degradation is not the one that %s was trained with:\n  %s",
-                workdir,
-                "\n  ".join(changes),
-            )
-        shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
-        mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
-        like = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            fsdp_shardings(shapes, mesh),
-        )
-        params = checkpoint.restore_ema(manager, like, step)
-    return Run(experiment, params, step, workdir)
-
-
-def saved_config(workdir: Path, step: int | str | None = None) -> ConfigDict:
-    """Return the config of a checkpoint in `workdir`, locked; `step` as for `load`.
-
-    Raises:
-      UserError: `workdir` holds no such checkpoint.
-    """
-    with _open(workdir) as manager:
-        return _saved_config(manager, workdir, _chosen(manager, workdir, step))
-
-
-def _saved_config(manager: checkpoint.Manager, workdir: Path, step: int) -> ConfigDict:
-    """Return the config saved at `step`; the workdir may hold the source of its degradation."""
-    config = checkpoint.restore_config(manager, step)
-    locate(config, [workdir.absolute() / "source"])
-    return config
-
-
-@contextmanager
-def _open(workdir: Path) -> Iterator[checkpoint.Manager]:
-    """Open the checkpoints of `workdir` for reading; refuse a workdir without any."""
-    if (workdir / "checkpoints").is_dir():
-        with checkpoint.open_manager(workdir) as manager:
-            if manager.all_steps():
-                yield manager
-                return
-    raise UserError(f"{workdir} holds no checkpoint; train there first, or name another workdir")
-
-
-def _chosen(manager: checkpoint.Manager, workdir: Path, step: int | str | None) -> int:
-    """Return the step that `step` means: a number, None for the last, 'best' for the best."""
-    steps = manager.all_steps()
-    if step == "best":
-        step = _best_step(workdir, checkpoint.restore_config(manager, max(steps)))
-    if step is not None and step not in steps:
-        raise UserError(f"{workdir} has no checkpoint of step {step}; there are {sorted(steps)}")
-    return max(steps) if step is None else step
-
-
-def _best_step(workdir: Path, config: ConfigDict) -> int:
-    """Return the step of the best checkpoint by `train.best`."""
-    score = config.train.get("best", "")
-    if not score:
-        raise UserError(
-            f"{workdir} was trained without config.train.best, so it has no best step; give a "
-            "step, or leave it out for the last one"
-        )
-    with checkpoint.open_manager(workdir, best=score) as manager:
-        step = manager.best_step()
-        known = step is not None and score in (manager.metrics(step) or {})
-    if not known:
-        raise UserError(
-            f"no checkpoint in {workdir} has the score {score}; give a step instead of 'best'"
-        )
-    return step

@@ -1,6 +1,6 @@
 """Restorers `R(xt, t) -> x0_hat` as Flax Linen modules.
 
-`xt` is `[B, H, H, C]`, `t` int32 `[B]` in 0..T.
+`xt` is `[B, H, W, C]`, `t` int32 `[B]` in 0..T. The parameters do not depend on H and W.
 
 `NETWORKS` names them for the configs. Parameters are float32; computations are in `dtype`. The
 output is float32 and not bounded to [-1, 1]. This package has no losses, samplers or checkpoints.

@@ -43,7 +43,7 @@ class ConvNeXtUNet(nn.Module):
 
     @nn.compact
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
-        """Return `x0_hat` `[B, H, H, C]`, float32; `train` has no effect without dropout."""
+        """Return `x0_hat` `[B, H, W, C]`, float32; `train` has no effect without dropout."""
         del train
         check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]

@@ -182,19 +182,22 @@ def check_input(shape: tuple[int, ...], multipliers: Sequence[int]) -> None:
     """Refuse images that cannot be halved for each multiplier after the first.
 
     Raises:
-      UserError: `shape` is not a batch of square images whose side can be halved so often, or a
+      UserError: `shape` is not a batch of images whose sides can be halved so often, or a
         multiplier is not a positive integer.
     """
     levels = len(multipliers)
     if not levels or any(not isinstance(m, int) or m < 1 for m in multipliers):
         raise UserError(f"multipliers={multipliers} must be one or more positive integers")
-    if len(shape) != 4 or shape[1] != shape[2]:
-        raise UserError(f"the network takes square images [B, H, H, C]; got shape {shape}")
-    size, unit = shape[1], 2 ** (levels - 1)
-    if size % unit:
-        below, above = size // unit * unit, -(-size // unit) * unit
+    if len(shape) != 4:
+        raise UserError(f"the network takes images [B, H, W, C]; got shape {shape}")
+    unit = 2 ** (levels - 1)
+    if wrong := [side for side in shape[1:3] if side % unit]:
+        below, above = wrong[0] // unit * unit, -(-wrong[0] // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
+        size = wrong[0] if shape[1] == shape[2] else shape[1:3]
+        side = "" if shape[1] == shape[2] else f" for {wrong[0]}"
         raise UserError(
             f"image_size={size} cannot be halved {levels - 1} times, as a network of {levels} "
-            f"multipliers does; it takes multiples of {unit}: use {nearest}, or fewer multipliers"
+            f"multipliers does; it takes multiples of {unit}: use {nearest}{side}, or fewer "
+            "multipliers"
         )

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from colddiff.images import height_width
 from colddiff.networks.layers import Conv, Dense, GroupNorm, check_input, sinusoidal_embedding
 from colddiff.networks.pixels import add
 
@@ -22,9 +23,12 @@ class ResNetUNet(nn.Module):
       multipliers: features of each level in units of `width`; each level is half as large as the
         one before.
       num_blocks: residual blocks per level on the way down; there is one more on the way up.
-      attention_sizes: image sizes with attention after each block; the middle always has attention.
+      attention_sizes: a level has attention after each block if the longer side of `image_size` is
+        one of these there; the middle always has attention.
       dropout: dropout rate inside the blocks, in training only.
       dtype: dtype of the computation; parameters are float32.
+      image_size: H = W, or (H, W), in pixels, for `attention_sizes`: inputs of another size have
+        attention at the same levels, so they take the same parameters. None takes the input's size.
     """
 
     channels: int
@@ -34,23 +38,26 @@ class ResNetUNet(nn.Module):
     attention_sizes: Sequence[int] = (16,)
     dropout: float = 0.1
     dtype: jnp.dtype = jnp.float32
+    image_size: int | tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
-        """Return `x0_hat` `[B, H, H, C]`, float32. `train` needs a 'dropout' PRNG key."""
+        """Return `x0_hat` `[B, H, W, C]`, float32. `train` needs a 'dropout' PRNG key."""
         check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]
         time = self._embed(t)
 
-        def block(x, features):
-            x = _Block(features, self.dropout, self.dtype)(x, time, train)
-            return _Attention(self.dtype)(x) if x.shape[1] in self.attention_sizes else x
+        longer = max(height_width(self.image_size or xt.shape[1:3]))
+
+        def block(x, level):
+            x = _Block(features[level], self.dropout, self.dtype)(x, time, train)
+            return _Attention(self.dtype)(x) if longer >> level in self.attention_sizes else x
 
         x = Conv(self.width, 3, self.dtype)(xt)
         skips = [x]
         for i, f in enumerate(features):
             for _ in range(self.num_blocks):
-                x = block(x, f)
+                x = block(x, i)
                 skips.append(x)
             if i < len(features) - 1:
                 # Padding at the bottom and right only, as in TensorFlow's 'SAME'.
@@ -63,7 +70,7 @@ class ResNetUNet(nn.Module):
 
         for i, f in reversed(list(enumerate(features))):
             for _ in range(self.num_blocks + 1):
-                x = block(jnp.concatenate([x, skips.pop()], axis=-1), f)
+                x = block(jnp.concatenate([x, skips.pop()], axis=-1), i)
             if i > 0:
                 x = Conv(f, 3, self.dtype, double=True)(x)
 

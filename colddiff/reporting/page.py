@@ -1,8 +1,8 @@
 """One self-contained HTML page of tables, pictures and animations from xT to x0.
 
-It opens offline. An animation begins at its first frame; without JavaScript it shows its last. On a
-phone each row of a table becomes a list. Callers decide what the values mean and where the page is
-written.
+It opens offline. Only a `Gallery` refers to files beside the page. An animation begins at its first
+frame; without JavaScript it shows its last. On a phone each row of a table becomes a list. Callers
+decide what the values mean and where the page is written.
 """
 
 import base64
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -36,6 +37,18 @@ class Picture(NamedTuple):
     note: str = ""
 
 
+class Gallery(NamedTuple):
+    """Image files beside the page, each with a caption; a click opens `link`.
+
+    `files` holds (file, link, caption) for each image, paths relative to the page. Unlike the other
+    sections it is not part of the page: the files have to stay beside it.
+    """
+
+    title: str
+    files: Sequence[tuple[str, str, str]]
+    note: str = ""
+
+
 class Walk(NamedTuple):
     """An animation from xT to x0: frame i, uint8 `[H, W, 3]`, shows severity `times[i]`.
 
@@ -49,7 +62,10 @@ class Walk(NamedTuple):
     beside: Sequence[tuple[str, np.ndarray]] = ()
 
 
-def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: str = "") -> str:
+Section = Table | Picture | Gallery | Walk
+
+
+def render(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """Return the page's HTML, to be written in UTF-8. All texts are escaped.
 
     Raises:
@@ -60,9 +76,9 @@ def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: 
     body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     style = _STYLE + "".join(_true_pixels(*place) for place in sorted(_places(sections)))
     # The policy makes the browser refuse all requests and all other scripts.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(_SCRIPT)}"
-    )
+    images = "data: 'self' file:" if any(isinstance(s, Gallery) for s in sections) else "data:"
+    policy = f"default-src 'none'; img-src {images}; style-src {_hash(style)}; "
+    policy += f"script-src {_hash(_SCRIPT)}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -86,16 +102,18 @@ def render(title: str, sections: Sequence[Table | Picture | Walk], *, subtitle: 
 """
 
 
-def _section(i: int, section: Table | Picture | Walk) -> str:
+def _section(i: int, section: Section) -> str:
     match section:
         case Table():
             content = _table(i, section)
         case Picture():
             content = _image(section.title, section.image, section.title)
+        case Gallery():
+            content = _gallery(section)
         case Walk():
             content = _walk(i, section)
         case _:
-            kinds = "a Table, a Picture or a Walk"
+            kinds = "a Table, a Picture, a Gallery or a Walk"
             raise UserError(f"section {i} of a page must be {kinds}; got {type(section).__name__}")
     heading = f'<h2 id="h{i}">{escape(section.title)}</h2>'
     return f"<section>\n{heading}\n{content}\n{_note(section.note)}\n</section>"
@@ -125,6 +143,20 @@ def _row(texts: Sequence[str], header: Sequence[str]) -> str:
         for label, text in zip(header[1:], texts[1:], strict=True)
     )
     return f"<tr>{first}{rest}</tr>"
+
+
+def _gallery(gallery: Gallery) -> str:
+    figures = (
+        f'<figure><a href="{_url(link)}"><img src="{_url(file)}" alt="{escape(caption)}" '
+        f'loading="lazy"></a><figcaption>{escape(caption)}</figcaption></figure>'
+        for file, link, caption in gallery.files
+    )
+    return '<div class="gallery">\n' + "\n".join(figures) + "\n</div>"
+
+
+def _url(path: str) -> str:
+    """Return a relative path as the value of an HTML attribute."""
+    return escape(quote(path))
 
 
 def _walk(i: int, walk: Walk) -> str:
@@ -181,7 +213,7 @@ def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
-def _places(sections: Sequence[Table | Picture | Walk]) -> set[tuple[str, int, int]]:
+def _places(sections: Sequence[Section]) -> set[tuple[str, int, int]]:
     """Return the images' CSS selectors, their widths, and the widths that the page needs for them.
 
     The pictures beside a walk take as much room as its frames.
@@ -250,6 +282,8 @@ thead th, thead th:first-child { border-bottom-color: var(--soft); font-weight: 
   .frames { grid-auto-flow: row; grid-template-columns: 1fr 1fr }
   figure:first-child { grid-column: 1 / -1 }
 }
+.gallery { display: grid; gap: 1.5rem 1rem; align-items: end;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)) }
 figure { margin: 0 }
 figcaption { color: var(--soft); font-size: .9375rem }
 .controls { display: flex; align-items: center; gap: .75rem; max-width: 36rem; margin-top: .5rem }

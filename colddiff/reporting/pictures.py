@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from colddiff.experiment.build import Experiment, full_name, make_sampler
-from colddiff.images import from_uint8, grid, mosaic
+from colddiff.images import grid, mosaic, to_model_range
 from colddiff.inference.run import Run, degrade_and_restore
 from colddiff.runtime.devices import create_mesh, replicate, to_host
 from colddiff.sampling.samplers import image_keys, marks_of, times_between
@@ -31,7 +31,7 @@ def record_walk(run: Run, images: np.ndarray, count: int) -> Walk:
 
     Args:
       run: the run that restores them.
-      images: x0, uint8 `[B, H, W, C]`.
+      images: x0 `[B, H, W, C]`, uint8 or float32 on [-1, 1].
       count: the largest number of iterates to return.
     """
     times = times_between(run.T, run.experiment.steps)
@@ -44,7 +44,7 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
 
     Args:
       run: the run that restores them.
-      images: x0, uint8 `[B, H, W, C]`.
+      images: x0 `[B, H, W, C]`, uint8 or float32 on [-1, 1].
       known: the iterates of these images (`record_walk`), if they are computed already.
 
     Returns:
@@ -53,7 +53,7 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
     known = record_walk(run, images, _STAGES) if known is None else known
     places = np.unique(np.linspace(0, len(known.times) - 1, _STAGES).round().astype(int))
     xT, restored = _iterates(run, images, "direct", np.array([run.T, 0]))
-    columns = [from_uint8(images), xT, restored, *known.iterates[places[1:]]]
+    columns = [to_model_range(images), xT, restored, *known.iterates[places[1:]]]
     name = full_name(run.config, run.config.sampler.name)
     titles = ["x0", f"xT, T={run.T}", full_name(run.config, "direct")]
     titles += [f"{name} t={known.times[place]}" for place in places[1:]]
@@ -64,7 +64,7 @@ def animation(images: np.ndarray, known: Walk) -> list[np.ndarray]:
     """Draw each iterate of a walk between xT and x0, with captions.
 
     Args:
-      images: x0, uint8 `[B, H, W, C]`.
+      images: x0 `[B, H, W, C]`, uint8 or float32 on [-1, 1].
       known: the iterates of these images (`record_walk`).
 
     Returns:
@@ -86,7 +86,7 @@ def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarr
 
 
 def gallery(experiment: Experiment, images: np.ndarray) -> np.ndarray:
-    """Draw D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for uint8 `images`; uint8 `[., ., 3]`."""
+    """Draw D(x0, t) at t = 0, T/4, T/2, 3T/4 and T for `images`; uint8 `[., ., 3]`."""
     x0, keys = _images_and_keys(experiment, images)
     times = np.unique(np.round(np.linspace(0, experiment.T, 5)).astype(int))
     columns = degrade_at(experiment.degrade, x0, jnp.asarray(times), keys)
@@ -103,4 +103,4 @@ def degrade_at(degrade, x0, times, keys):
 def _images_and_keys(experiment: Experiment, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Return x0 and the keys of their patterns, which are the same in every picture and score."""
     keys = image_keys(jax.random.key(experiment.config.seed), 0, len(images))
-    return replicate((from_uint8(jnp.asarray(images)), keys), create_mesh())
+    return replicate((to_model_range(jnp.asarray(images)), keys), create_mesh())

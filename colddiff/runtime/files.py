@@ -110,9 +110,30 @@ def cached_npz(
     path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     if not all_hosts(path.exists()):
         arrays = {key: np.asarray(array) for key, array in make().items()}
-        with atomic_write(path) as file:
-            np.savez(file, identity=text, digest=array_digest(arrays), **arrays)
+        write_npz(path, identity, arrays)
         logging.info("wrote %s", path)
+    written, arrays = read_npz(path)
+    if written != text:
+        raise UserError(
+            f"{path} was written for {written}, but {text} was asked for; delete it to compute it "
+            "again"
+        )
+    return arrays
+
+
+def write_npz(path: Path, identity: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays with their digest and with what they depend on, in JSON types; atomic."""
+    text = json.dumps(identity, sort_keys=True)
+    with atomic_write(path) as file:
+        np.savez(file, identity=text, digest=array_digest(arrays), **arrays)
+
+
+def read_npz(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the identity, as JSON text with sorted keys, and the arrays of `write_npz`.
+
+    Raises:
+      UserError: the file cannot be read, or its arrays have changed since they were written.
+    """
     try:
         with np.load(path) as file:
             arrays = {key: file[key] for key in file.files}
@@ -120,17 +141,12 @@ def cached_npz(
     except Exception as error:  # damaged archives raise many types of exception
         message = f"{path} cannot be read: {first_line(error)}; delete it to compute it again"
         raise UserError(message) from error
-    if written != text:
-        raise UserError(
-            f"{path} was written for {written}, but {text} was asked for; delete it to compute it "
-            "again"
-        )
     if array_digest(arrays) != digest:
         raise UserError(
             f"{path} is damaged: its arrays differ from those that were written; delete it to "
             "compute it again"
         )
-    return arrays
+    return written, arrays
 
 
 def array_digest(arrays: Mapping[str, np.ndarray]) -> str:

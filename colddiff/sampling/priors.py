@@ -8,7 +8,7 @@ This module fits mixtures. Callers load the images and store the fit.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 
 from colddiff.degradations import Degrade, as_partial
 from colddiff.degradations.size import ImageSize
+from colddiff.images import height_width
 from colddiff.runtime.errors import UserError
 
 Prior = Callable[[jax.Array], jax.Array]
@@ -27,12 +28,12 @@ _OWN = 2**31 + 1  # folded into an image's key for the prior; no degradation dra
 
 
 class Mixture(NamedTuple):
-    """A mixture of K Gaussians over images of size × size pixels; float32.
+    """A mixture of K Gaussians over images of h × w blocks; float32.
 
     Attributes:
       weights: `[K]`, summing to 1.
-      means: `[K, size, size, C]`.
-      factors: `[K, D, D]`, D = size² C, lower triangular: the covariances are `L Lᵀ`.
+      means: `[K, h, w, C]`.
+      factors: `[K, D, D]`, D = h w C, lower triangular: the covariances are `L Lᵀ`.
     """
 
     weights: np.ndarray
@@ -63,34 +64,41 @@ def pattern(
     )
 
 
-def gaussian_mixture(mixture: Mixture, *, image_size: int, noise_std: float = 0.0) -> Partial:
-    """Return the prior that draws `size`² pixels from a mixture and shows each as one block.
+def gaussian_mixture(
+    mixture: Mixture, *, image_size: int | tuple[int, int], noise_std: float = 0.0
+) -> Partial:
+    """Return the prior that draws h × w pixels from a mixture and shows each as one block.
 
-    With size = 1 the image is constant, and the mixture is over channel means (section 5.2). For
-    super-resolution (section 5.3), size is the side that pixelation leaves at T.
+    With one block the image is constant, and the mixture is over channel means (section 5.2). For
+    super-resolution (section 5.3), h × w is the size that pixelation leaves at T.
 
     Args:
       mixture: Gaussians, such as `fit_mixture` returns.
-      image_size: H = W, in pixels, a multiple of the mixture's size.
+      image_size: H = W, or (H, W), in pixels, multiples of h and w.
       noise_std: standard deviation of Gaussian noise added to every pixel; .002 breaks the symmetry
         of a constant image (section 5.2), 0 keeps it.
 
     Raises:
       UserError: the sizes do not fit, or `noise_std` is negative or not finite.
     """
-    check_size(mixture.means.shape[1], image_size)
+    check_size(mixture.means.shape[1:3], image_size)
     tables = Mixture(*(jnp.asarray(x, jnp.float32) for x in mixture))
-    return Partial(_gaussian_mixture, tables, ImageSize(image_size), _checked(noise_std))
+    size = ImageSize(*height_width(image_size))
+    return Partial(_gaussian_mixture, tables, size, _checked(noise_std))
 
 
 def fit_mixture(
-    images: Iterable[np.ndarray], *, size: int, components: int = 1, seed: int = 0
+    images: Iterable[np.ndarray],
+    *,
+    size: int | tuple[int, int],
+    components: int = 1,
+    seed: int = 0,
 ) -> Mixture:
     """Fit a mixture of full-covariance Gaussians to images' block means, by scikit-learn's EM.
 
     Args:
-      images: uint8 `[H, W, C]` each, with H = W a multiple of `size`.
-      size: blocks a side; 1 gives the mean of each channel.
+      images: `[H, W, C]` each, uint8 or float32 on [-1, 1], with sides that `size` divides.
+      size: h = w, or (h, w), in blocks; 1 gives the mean of each channel.
       components: K.
       seed: seed of EM's initialisation.
 
@@ -101,7 +109,7 @@ def fit_mixture(
 
     if components < 1:
         raise UserError(f"components={components} of a mixture must be 1 or more")
-    blocks = np.stack([block_means(image, size) for image in images]) / 127.5 - 1
+    blocks = np.stack([_blocks(image, size) for image in images])
     values = blocks.reshape(len(blocks), -1)
     if len(values) < max(components, 2):
         needed = max(components, 2)
@@ -130,34 +138,49 @@ def _gaussian_mixture(
     mean, L = mixture.means[k], mixture.factors[k]
     z = jax.random.normal(value_key, (len(L),))
     few = mean + jnp.dot(L, z, precision=jax.lax.Precision.HIGHEST).reshape(mean.shape)
-    block = image_size.pixels // mean.shape[0]
-    xT = few.repeat(block, axis=0).repeat(block, axis=1)
+    high, wide = image_size.height // mean.shape[0], image_size.width // mean.shape[1]
+    xT = few.repeat(high, axis=0).repeat(wide, axis=1)
     return xT + noise_std * jax.random.normal(noise_key, xT.shape)
 
 
-def block_means(image: np.ndarray, size: int) -> np.ndarray:
-    """Return the means over size × size blocks of an image `[H, W, C]`; float64 `[size, size, C]`.
+def block_means(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Return the means over h × w blocks of an image `[H, W, C]`; float64 `[h, w, C]`.
 
     Raises:
       UserError: as for `check_size`.
     """
     high, wide, channels = image.shape
-    check_size(size, high)
-    blocks = image.reshape(size, high // size, size, wide // size, channels)
-    return blocks.mean(axis=(1, 3), dtype=np.float64)
+    check_size(size, (high, wide))
+    h, w = height_width(size)
+    return image.reshape(h, high // h, w, wide // w, channels).mean(axis=(1, 3), dtype=np.float64)
 
 
-def check_size(size: int, image_size: int) -> None:
-    """Check that images of `image_size` pixels a side have `size` × `size` blocks.
+def check_size(size: int | tuple[int, int], image_size: int | tuple[int, int]) -> None:
+    """Check that images of H × W pixels have h × w blocks of equal size.
+
+    Args:
+      size: h = w, or (h, w), in blocks.
+      image_size: H = W, or (H, W), in pixels.
 
     Raises:
-      UserError: `size` does not divide `image_size`, or is not in 1..32.
+      UserError: h does not divide H, w does not divide W, or one is not in 1..32.
     """
-    if not 1 <= size <= _LARGEST_SIZE or image_size % size:
+    numbers = size if isinstance(size, Sequence) else (size, size)
+    sides = height_width(image_size)
+    if len(numbers) != 2 or not all(
+        1 <= n <= _LARGEST_SIZE and side % n == 0 for n, side in zip(numbers, sides, strict=True)
+    ):
+        pixels = sides[0] if sides[0] == sides[1] else f"{sides[0]} × {sides[1]}"
         raise UserError(
-            f"size={size} of a prior must divide the images' {image_size} pixels, and be at most "
-            f"{_LARGEST_SIZE}"
+            f"size={size} of a prior must divide the images' {pixels} pixels, and be at most "
+            f"{_LARGEST_SIZE}; it is the number of blocks a side, or (rows, columns) of them"
         )
+
+
+def _blocks(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Return the `block_means` of an image of a data source, on [-1, 1]."""
+    means = block_means(image, size)
+    return means / 127.5 - 1 if image.dtype == np.uint8 else means
 
 
 def _checked(noise_std: float) -> jax.Array:

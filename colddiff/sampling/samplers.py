@@ -5,9 +5,10 @@ A sampler is a rule for one step, and `walk` applies it from severity to severit
     tacos(R, D, x, s, s_next) -> x at severity s_next
     walk(tacos, R, D, xT, times) -> x0
 
-  R: `R(x, s) -> x0_hat` for a batch whose images all have severity s (`bind_params`).
+  R: `R(x, s) -> x0_hat` for a batch of images at severity s (`bind_params`).
   D: `D(x0, s) -> x` for a batch, with each image's pattern drawn already (`draw_patterns`).
-  x: images at severity s, `[B, H, W, C]`; s and s_next are int32 scalars, s_next < s.
+  x: images at severity s, `[B, H, W, C]`; s and s_next are int32, s_next < s: scalars, or `[B]` if
+    each image has its own times.
 
 `direct`, `naive` and `tacos` take any degradation; `ddim` and `ddpm` take only blends with noise or
 another image. For a random degradation, tacos uses D's own pattern (for noise, the paper's "fixed
@@ -36,7 +37,7 @@ _EPSILON = 2**31  # folded into an image's key for ε of ddim; no degradation dr
 
 
 class BatchDegrade(NamedTuple):
-    """The degradation of a batch at one severity, `D(x0, s)`, with known patterns.
+    """The degradation of a batch, `D(x0, s)`, with known patterns.
 
     Attributes:
       degrade: `D(x0, t, key) -> xt` for one image (`colddiff.degradations`).
@@ -49,9 +50,9 @@ class BatchDegrade(NamedTuple):
     keys: jax.Array
 
     def __call__(self, x0: jax.Array, s: jax.Array) -> jax.Array:
-        """Return `[B, H, W, C]` images x0 at severity s."""
+        """Return `[B, H, W, C]` images x0 at severity s, one for all or `[B]`."""
         _, apply = split(self.degrade)
-        return jax.vmap(apply, (0, None, 0))(x0, s, self.patterns)
+        return jax.vmap(apply, (0, 0 if jnp.ndim(s) else None, 0))(x0, s, self.patterns)
 
 
 def direct(
@@ -98,9 +99,8 @@ def ddim(
     Raises:
       UserError: D is not a blend.
     """
-    weights = blend_weights(D.degrade)
-    a, b = weights[s]  # √ᾱ_s, √(1 - ᾱ_s)
-    a_next, b_next = weights[s_next]
+    a, b = _weights_at(D, s)  # √ᾱ_s, √(1 - ᾱ_s)
+    a_next, b_next = _weights_at(D, s_next)
     x0_hat = R(x, s)
     z_hat = (x - a * x0_hat) / b
     sigma = eta * b_next / b * jnp.sqrt(1 - (a / a_next) ** 2)
@@ -140,9 +140,10 @@ def walk(
       D: the degradation of the batch.
       xT: images at severity `times[0]`, `[B, H, W, C]`.
       times: severities, integers decreasing from the severity of xT to 0 (`times_between`). Fewer
-        times give fewer steps. `direct` visits the first and the last only.
-      iterates_at: some of the visited times. If given, the result is `(x0, iterates)`, with the
-        iterates at those times, `[len(iterates_at), B, H, W, C]`.
+        times give fewer steps. `direct` visits the first and the last only. `[N]` for all images,
+        or `[N, B]` with a column for each image (`times_of_each`).
+      iterates_at: some of the visited times, which all images must share. If given, the result is
+        `(x0, iterates)`, with the iterates at those times, `[len(iterates_at), B, H, W, C]`.
 
     Raises:
       UserError: `times` or `iterates_at` are invalid. Traced ones are not checked.
@@ -153,12 +154,17 @@ def walk(
     times = visited(sampler, jnp.asarray(times, jnp.int32))
     noted_at = jnp.asarray(() if iterates_at is None else iterates_at, jnp.int32)
 
+    def step(x, s, s_next):
+        moved = sampler(R, D, x, s, s_next)
+        # An image that has reached 0 waits for the others.
+        return jnp.where(_per_image(s > s_next), moved, x) if s.ndim else moved
+
     def note(x, s, iterates):
-        return jax.vmap(lambda at, old: jnp.where(at == s, x, old))(noted_at, iterates)
+        return jax.vmap(lambda at, old: jnp.where(_per_image(at == s), x, old))(noted_at, iterates)
 
     def body(i, carry):
         x, iterates = carry
-        x = sampler(R, D, x, times[i], times[i + 1])
+        x = step(x, times[i], times[i + 1])
         return x, note(x, times[i + 1], iterates)
 
     nothing = jnp.full((len(noted_at), *xT.shape), jnp.nan, xT.dtype)
@@ -168,7 +174,7 @@ def walk(
 
 
 def bind_params(restore: Restore, params: Any) -> BoundRestore:
-    """Return `R(x, s)`, which restores a batch whose images all have severity s."""
+    """Return `R(x, s)`, which restores a batch at severity s, one for all images or `[B]`."""
     return lambda x, s: restore(params, x, jnp.full(x.shape[:1], s))
 
 
@@ -197,6 +203,20 @@ def times_between(T: int, steps: int) -> np.ndarray:
     return np.round(np.linspace(T, 0, steps + 1)).astype(np.int32)
 
 
+def times_of_each(t: np.ndarray, steps: int) -> np.ndarray:
+    """Return times from each of the severities t `[B]` to 0, int32 `[N + 1, B]`.
+
+    Column i is `times_between(t[i], steps)`, or every severity of t[i]..0 if there are fewer. The
+    columns end with as many zeros as makes them equally long: N is the larger of 1 and the largest
+    number of steps.
+    """
+    columns = [
+        times_between(each, min(steps, each)) if each else np.zeros(1) for each in t.tolist()
+    ]
+    longest = max(2, *map(len, columns))
+    return np.stack([np.pad(c, (0, longest - len(c))) for c in columns], 1).astype(np.int32)
+
+
 def visited(sampler: Sampler, times: Any) -> Any:
     """Return the members of the array `times` that the sampler visits; `direct` visits two."""
     is_direct = getattr(sampler, "func", sampler) is direct
@@ -212,22 +232,43 @@ def marks_of(sampler: Sampler, times: np.ndarray, count: int) -> np.ndarray:
 def check_times(times: Times, iterates_at: Times | None = None) -> None:
     """Refuse times that do not decrease to 0, and `iterates_at` that are not among them.
 
+    Args:
+      times: `[N]`, or `[N, B]`, where each column decreases until it is 0 and then stays 0.
+      iterates_at: some of the times, only for times `[N]`; or None.
+
     Raises:
       UserError: `times` or `iterates_at` are invalid.
     """
     steps = np.asarray(times)
-    integers = steps.ndim == 1 and np.issubdtype(steps.dtype, np.integer)
-    if not integers or len(steps) < 2 or steps[-1] != 0 or np.any(np.diff(steps) >= 0):
+    integers = steps.ndim in (1, 2) and np.issubdtype(steps.dtype, np.integer)
+    if not integers or len(steps) < 2 or np.any(steps[-1] != 0) or not _decrease(steps):
         raise UserError(f"times must be two or more integers decreasing to 0; got {times}")
-    if iterates_at is not None and not np.isin(iterates_at, steps).all():
+    if iterates_at is not None and (steps.ndim > 1 or not np.isin(iterates_at, steps).all()):
         raise UserError(f"iterates_at={iterates_at} must be some of the times {times}")
+
+
+def _decrease(times: np.ndarray) -> bool:
+    """Return whether times `[N]` decrease, and whether columns of `[N, B]` do until they are 0."""
+    falls = np.diff(times, axis=0) < 0
+    return bool(np.all(falls if times.ndim == 1 else falls | (times[:-1] == 0) & (times[1:] == 0)))
+
+
+def _per_image(values: jax.Array) -> jax.Array:
+    """Return one value for each image, `[B]`, as `[B, 1, 1, 1]`; a scalar is returned unchanged."""
+    return values.reshape(-1, 1, 1, 1) if values.ndim else values
+
+
+def _weights_at(D: BatchDegrade, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return `(√ᾱ_s, √(1 - ᾱ_s))` of a blend, to multiply images `[B, H, W, C]` with."""
+    a, b = jnp.moveaxis(blend_weights(D.degrade)[s], -1, 0)
+    return _per_image(a), _per_image(b)
 
 
 def _epsilon(keys: jax.Array, s: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     """Return ε ~ N(0, I) of the step from s, independent of every pattern; `[B, H, W, C]`."""
 
-    def draw(key):
+    def draw(key, s):
         own = jax.random.fold_in(jax.random.fold_in(key, _EPSILON), s)
         return jax.random.normal(own, shape)
 
-    return jax.vmap(draw)(keys)
+    return jax.vmap(draw)(keys, jnp.broadcast_to(s, keys.shape))

@@ -18,7 +18,7 @@ from colddiff.data import sources
 from colddiff.data.batches import batches
 from colddiff.degradations import Degrade
 from colddiff.experiment.build import Experiment
-from colddiff.images import from_uint8, mosaic
+from colddiff.images import height_width, mosaic, to_model_range
 from colddiff.runtime.devices import all_hosts, barrier, host_rows, is_first_host, to_mesh
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import atomic_write, read_json, save_png, write_json
@@ -28,27 +28,30 @@ _LOOKED_AT = 64  # images whose pixels are hashed to detect changed data
 
 
 def make_example(
-    experiment: Experiment, degrade: Degrade
+    experiment: Experiment, degrade: Degrade, *, smallest: int = 1
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    """Return `example(image, key) -> (x0, xt, t)` for one uint8 image `[S, S, C]`.
+    """Return `example(image, key) -> (x0, xt, t)` for one image `[., ., C]`.
 
-    x0 is a crop of the padded image, mirrored at random, as `config.data` sets. xt is
-    `network_input(D(x0, t))`, with t ~ U{1..T}.
+    The image is uint8, or float32 on [-1, 1], and at least as large as `image_size`. x0 is a crop
+    of the padded image, mirrored at random, as `config.data` sets. xt is `network_input(D(x0, t))`,
+    with t ~ U{smallest..T}.
     """
     settings = experiment.config.data
-    size, channels = settings.image_size, settings.channels
+    high, wide = height_width(settings.image_size)
 
     def example(image, key):
         crop_key, flip_key, t_key, pattern_key = jax.random.split(key, 4)
-        x0 = from_uint8(jnp.pad(image, ((settings.pad,) * 2, (settings.pad,) * 2, (0, 0))))
-        room = x0.shape[0] - size
+        black = 0 if image.dtype == jnp.uint8 else -1
+        around = ((settings.pad,) * 2, (settings.pad,) * 2, (0, 0))
+        x0 = to_model_range(jnp.pad(image, around, constant_values=black))
+        room = x0.shape[0] - high  # the same for both sides
         corner = jax.random.randint(crop_key, (2,), 0, room + 1)
         if settings.crop == "center":
             corner = jnp.full(2, round(room / 2))
-        x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (size, size, channels))
+        x0 = jax.lax.dynamic_slice(x0, (*corner, 0), (high, wide, settings.channels))
         if settings.flip:
             x0 = jnp.where(jax.random.bernoulli(flip_key), x0[:, ::-1], x0)
-        t = jax.random.randint(t_key, (), 1, experiment.T + 1)
+        t = jax.random.randint(t_key, (), smallest, experiment.T + 1)
         return x0, experiment.network_input(degrade(x0, t, pattern_key)), t
 
     return example
@@ -62,7 +65,7 @@ def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: 
         with atomic_write(path) as file:
             np.savez(file, images=batch)
         flat = batch.reshape(-1, *batch.shape[2:])
-        save_png(path.with_suffix(".png"), mosaic(from_uint8(flat)))
+        save_png(path.with_suffix(".png"), mosaic(flat))
     return path
 
 
@@ -94,13 +97,16 @@ def check_data(config: ConfigDict, images: sources.Images, workdir: Path) -> Non
         )
 
 
-def load_train_images(config: ConfigDict) -> sources.Images:
-    """Return the images of the training split, `crop_margin` pixels larger than `image_size`."""
+def load_train_images(config: ConfigDict, *, cache: bool = True) -> sources.Images:
+    """Return the images of the training split, `crop_margin` pixels larger than `image_size`.
+
+    They are kept in memory if `cache` and `config.data.cache` are both true.
+    """
     settings = config.data
     return sources.load(
         settings.source,
         settings.train_split,
-        cache=settings.cache,
+        cache=cache and settings.cache,
         **sources.shape_of(settings, settings.crop_margin),
     )
 
@@ -110,7 +116,8 @@ def train_batches(
 ) -> Iterator[jax.Array]:
     """Return an iterator over the batches of steps `start` .. `stop - 1`, on the devices.
 
-    Each batch is uint8 `[accumulation, batch_size, S, S, C]`, split over the devices along axis 1.
+    Each batch is `[accumulation, batch_size, ., ., C]`, uint8 or float32 on [-1, 1], split over the
+    devices along axis 1.
 
     Raises:
       UserError: the devices cannot share a batch evenly.

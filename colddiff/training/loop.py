@@ -51,12 +51,14 @@ from colddiff.training.examples import (
 )
 from colddiff.training.records import STARTS, Sink, check_sinks, open_sinks, record_start
 from colddiff.training.scoring import load_truth, score
+from colddiff.training.severity import train_severity
 from colddiff.training.step import Metrics, TrainStep, make_train_step
 
 
 def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> bool:
     """Train to `config.train.num_steps`, from the last undamaged checkpoint of `workdir` if any.
 
+    Then train the severity head, if `config.severity` wants one and `workdir` does not have it.
     SIGTERM and SIGINT save a checkpoint and end the training.
 
     Args:
@@ -77,10 +79,16 @@ def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> 
         mesh = create_mesh(config.mesh.fsdp)
         # Refuse a batch that the devices cannot share before anything is written.
         host_rows("config.train.batch_size", config.train.batch_size, mesh)
+        if config.severity.num_steps:
+            host_rows("config.severity.batch_size", config.severity.batch_size, mesh)
         check_sinks(config.train.sinks)
         check_shared(workdir)
         with alone(workdir):
-            return _train(experiment, mesh, workdir, accept_source, write_log)
+            finished = _train(experiment, mesh, workdir, accept_source, write_log)
+            if finished and config.severity.num_steps:
+                write_log(workdir / "log.txt")
+                finished = train_severity(experiment, mesh, workdir)
+            return finished
 
 
 def _train(
@@ -167,7 +175,7 @@ class _Loop:
     Attributes:
       run: the run with the EMA parameters of the current step.
       images: the training split; a batch of it is written if the training diverges.
-      pictured: test images whose restorations are drawn, uint8 `[N, H, W, C]`.
+      pictured: test images whose restorations are drawn, `[N, H, W, C]`.
       truth: the test data that checkpoints are scored against; None if they are not scored.
       stop: tells whether any host was told to stop.
       manager: writes the checkpoints.

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from colddiff.evaluation import evaluate
 from colddiff.evaluation.metrics import SSIM_WINDOW
+from colddiff.images import height_width, size_text
 from colddiff.inference.run import Run
 from colddiff.reporting import report
 from colddiff.runtime.devices import is_first_host
@@ -39,13 +40,13 @@ def load_truth(config: ConfigDict) -> evaluate.Truth | None:
             f"{config.eval.samplers} and a score of {', '.join(known)}"
         )
     features = config.eval.features
-    small = config.data.image_size < SSIM_WINDOW
+    small = min(height_width(config.data.image_size)) < SSIM_WINDOW
     fewest = 4 if score.startswith("kd/") else 2 if features else 1
     if count < fewest or (small and score == "ssim"):
         raise UserError(
-            f"config.train.scored={count} images of {config.data.image_size}² pixels are too few "
-            f"or too small for config.train.best={best!r} and config.eval.features={features}; FD "
-            f"needs 2 images, KD 4 images, SSIM {SSIM_WINDOW} pixels a side"
+            f"config.train.scored={count} images of {size_text(config.data.image_size)} pixels are "
+            f"too few or too small for config.train.best={best!r} and config.eval.features="
+            f"{features}; FD needs 2 images, KD 4 images, SSIM {SSIM_WINDOW} pixels a side"
         )
     return evaluate.load_truth(config, count)
 

@@ -35,7 +35,8 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
 
     It has the method `prepare` of `network_jit`.
 
-    `images` is uint8 `[accumulation, batch_size, S, S, C]`; `degrade` is the experiment's.
+    `images` is `[accumulation, batch_size, ., ., C]`, uint8 or float32 on [-1, 1]; `degrade` is the
+    experiment's.
     The metrics are scalars: `loss` (l1 on [-1, 1]), `grad_norm`, and `param_norm` after the update.
     """
     config = experiment.config

@@ -454,7 +454,7 @@ def test_no_readable_file_is_an_error(tmp_path, cache):
     ("source", "split", "message"),
     [
         ("folder:no/such/place", "train", "no folder no/such/place"),
-        ("mnist", "train", "unknown data source 'mnist'; valid: color_digits, digits, folder:PATH"),
+        ("mnist", "train", "unknown data source 'mnist'; valid: arrays:PATH, color_digits, digits"),
         ("folder:", "train", "unknown data source"),
         ("digits", "valid", "unknown split of digits 'valid'; valid: test, train"),
         ("tfds:no_such_dataset", "train", "TFDS knows no dataset 'no_such_dataset'"),

@@ -25,13 +25,14 @@ from colddiff.degradations import (
 from colddiff.degradations.mask import MaskPattern
 from colddiff.degradations.separable import separable
 from colddiff.degradations.snow import SnowPattern
+from colddiff.images import height_width
 from colddiff.runtime.errors import UserError
 
 KEY = jax.random.key(0)
 
 
 def image(size, channels=3, seed=0):
-    x0 = np.random.default_rng(seed).uniform(-1, 1, (size, size, channels))
+    x0 = np.random.default_rng(seed).uniform(-1, 1, (*height_width(size), channels))
     return x0.astype(np.float32)
 
 
@@ -68,11 +69,13 @@ def sequential_blur(x0, kernel_size, stds, padding):
         (28, 20, 11, [7.0] * 20, "circular"),
         (32, 20, 11, [7.0] * 20, "circular"),
         (32, 50, 11, [0.35 + 0.01 * i for i in range(50)], "reflect"),
+        ((16, 24), 12, 11, [0.4 + 0.2 * i for i in range(12)], "reflect"),
+        ((24, 16), 3, 11, [7.0] * 3, "circular"),
         (128, 200, 15, [math.exp(0.01 * i) for i in range(200)], "reflect"),
     ],
 )
 def test_blur_equals_sequential_convolutions(size, num_steps, kernel_size, stds, padding):
-    x0 = image(size, channels=2 if size < 100 else 1)
+    x0 = image(size, channels=1 if size == 128 else 2)
     degrade = gaussian_blur(
         image_size=size, num_steps=num_steps, kernel_size=kernel_size, std=stds, padding=padding
     )
@@ -80,9 +83,10 @@ def test_blur_equals_sequential_convolutions(size, num_steps, kernel_size, stds,
     check_sequence(degrade, x0, expected, (1, 2, num_steps // 2, num_steps))
 
 
-def test_blur_ends_in_the_exact_channel_means():
-    degrade = gaussian_blur(**BLUR, mean_at_end=True)
-    x0 = image(32)
+@pytest.mark.parametrize("size", [32, (16, 24)])
+def test_blur_ends_in_the_exact_channel_means(size):
+    degrade = gaussian_blur(**BLUR | {"image_size": size}, mean_at_end=True)
+    x0 = image(size)
     xT = degrade(x0, 12, KEY)
     expected = np.broadcast_to(np.mean(x0.astype(np.float64), axis=(0, 1)), xT.shape)
     np.testing.assert_allclose(xT, expected, atol=1e-6)
@@ -129,26 +133,26 @@ def bicubic_rows(x, number):
 
 def sequential_pixelate(x0, num_steps, method):
     images = [np.asarray(x0, np.float64)]
-    n = len(x0)
     for t in range(1, num_steps + 1):
-        few = n // 2**t
+        h, w = (n // 2**t for n in x0.shape[:2])
         if method == "area":
-            small = images[-1].reshape(few, 2**t, few, 2**t, -1).mean(axis=(1, 3))
+            small = images[-1].reshape(h, 2**t, w, 2**t, -1).mean(axis=(1, 3))
         else:
-            half = bicubic_rows(images[-1], few)
-            small = bicubic_rows(half.swapaxes(0, 1), few).swapaxes(0, 1)
+            half = bicubic_rows(images[-1], h)
+            small = bicubic_rows(half.swapaxes(0, 1), w).swapaxes(0, 1)
         images.append(small.repeat(2**t, axis=0).repeat(2**t, axis=1))
     return images
 
 
 @pytest.mark.parametrize("method", ["area", "bicubic"])
-@pytest.mark.parametrize(("size", "num_steps"), [(32, 5), (48, 4), (128, 6)])
+@pytest.mark.parametrize(("size", "num_steps"), [(32, 5), (48, 4), ((16, 24), 3), (128, 6)])
 def test_pixelate_equals_sequential_steps(size, num_steps, method):
     x0 = image(size)
     degrade = pixelate(image_size=size, num_steps=num_steps, method=method)
     expected = sequential_pixelate(x0, num_steps, method)
     check_sequence(degrade, x0, expected, range(num_steps + 1))
-    assert len(np.unique(np.asarray(expected[num_steps])[..., 0])) == (size // 2**num_steps) ** 2
+    blocks = math.prod(n // 2**num_steps for n in x0.shape[:2])
+    assert len(np.unique(np.asarray(expected[num_steps])[..., 0])) == blocks
 
 
 # Mask: the product of the masks of all steps, each built as the paper's code does.
@@ -199,6 +203,29 @@ def test_the_hole_lies_where_it_is_said_to():
         assert apply(white, 1, pattern)[y, x, 0] == 0
 
 
+def test_the_hole_of_an_oblong_image_lies_where_it_is_said_to():
+    """Compare with the Gaussian around the centre; the hole may be anywhere, also at the sides."""
+    size, white = (16, 25), jnp.ones((16, 25, 1))
+    places = np.stack(np.meshgrid(np.arange(16), np.arange(25), indexing="ij"))
+
+    def expected(center):
+        squares = ((places - np.reshape(center, (2, 1, 1))) ** 2).sum(axis=0)
+        return 1 - np.exp(-squares / (2 * 3.0**2))
+
+    centred = gaussian_mask(image_size=size, num_steps=1, std=3.0, center="image")
+    np.testing.assert_allclose(centred(white, 1, KEY)[..., 0], expected((7, 12)), atol=1e-6)
+    for offsets, limits in ((((0, 15), (3, 24)), ((0, 15), (3, 24))), ((2, 9), ((2, 9), (2, 9)))):
+        draw, apply = split(gaussian_mask(image_size=size, num_steps=1, std=3.0, center=offsets))
+        keys = jax.random.split(KEY, 400)
+        corners = np.asarray(jax.vmap(lambda key, draw=draw: draw(key, white.shape))(keys).corner)
+        assert [*zip(corners.min(axis=0), corners.max(axis=0), strict=True)] == [*limits]
+        for key in keys[:2]:
+            pattern = draw(key, white.shape)
+            center = np.array([15, 24]) - np.asarray(pattern.corner)
+            found = apply(white, 1, pattern)[..., 0]
+            np.testing.assert_allclose(found, expected(center), atol=1e-6)
+
+
 def test_the_drawn_holes_and_colours_are_uniform():
     settings = dict(image_size=32, num_steps=3, std=2.0)
     draw, _ = split(gaussian_mask(**settings, center=(1, 31), fade_to="random"))
@@ -233,28 +260,29 @@ def test_an_inward_mask_closes_to_nothing_but_the_colour():
 # Snow: the layer of flakes by SciPy.
 
 
-@pytest.mark.parametrize("size", [8, 28, 32, 33, 128])
+@pytest.mark.parametrize("size", [8, 28, 32, 33, 128, (16, 25)])
 def test_snow_fields_are_zoomed_as_scipy_does(size):
     """Zoom a random coarse field with SciPy, and trim it."""
     settings = dict(num_steps=2, threshold=(1.15, 0.7), motion_std=(0.05, 16.0))
     draw, _ = split(snow(image_size=size, **settings))
-    zoom = np.asarray(draw.args[0], np.float64)
-    few = math.ceil(size / 2.5)
-    assert zoom.shape == (size, few)
-    coarse = np.random.default_rng(0).normal(size=(few, few))
+    rows, columns = (None if zoom is None else np.asarray(zoom, np.float64) for zoom in draw.args)
+    columns = rows if columns is None else columns
+    high, wide = height_width(size)
+    coarse = np.random.default_rng(0).normal(size=(math.ceil(high / 2.5), math.ceil(wide / 2.5)))
     large = ndimage.zoom(coarse, 2.5, order=1)
-    trim = (len(large) - size) // 2
-    expected = large[trim : trim + size, trim : trim + size]
-    np.testing.assert_allclose(zoom @ coarse @ zoom.T, expected, atol=1e-6)
+    top, left = (large.shape[0] - high) // 2, (large.shape[1] - wide) // 2
+    expected = large[top : top + high, left : left + wide]
+    np.testing.assert_allclose(rows @ coarse @ columns.T, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("vertical", [False, True])
-def test_snow_equals_scipy(vertical):
-    n, T = 32, 20
+@pytest.mark.parametrize("size", [32, (24, 41)])
+def test_snow_equals_scipy(size, vertical):
+    T = 20
     settings = dict(num_steps=T, threshold=(1.15, 0.7), motion_std=(0.05, 16.0))
-    draw, apply = split(snow(image_size=n, **settings))
-    field = np.asarray(draw(KEY, (n, n, 3)).field)
-    x0 = image(n)
+    draw, apply = split(snow(image_size=size, **settings))
+    x0 = image(size)
+    field = np.asarray(draw(KEY, x0.shape).field)
     for t in (1, 7, T):
         c0 = 1.15 + (0.7 - 1.15) * (t - 1) / (T - 1)
         c1 = 0.05 + (16.0 - 0.05) * (t - 1) / (T - 1)
@@ -364,6 +392,24 @@ BANK = np.zeros((3, 8, 8, 3), np.uint8)
         (gaussian_mask, MASK | {"center": (5, 4)}, r"center=\(5, 4\) must be .* within 0..32"),
         (gaussian_mask, MASK | {"center": (0, 33)}, r"center=\(0, 33\) must be"),
         (gaussian_mask, MASK | {"center": (0.5, 3)}, r"center=\(0.5, 3\) must be"),
+        (gaussian_mask, MASK | {"center": ((1, 2), (3,))}, r"center=\(\(1, 2\), \(3,\)\) must be"),
+        (
+            gaussian_mask,
+            MASK | {"image_size": (16, 24), "center": (0, 17)},
+            r"within 0\.\.16 for rows and 0\.\.24 for columns; \(\(low, high\), \(low, high\)\)",
+        ),
+        (
+            gaussian_blur,
+            BLUR | {"image_size": (32,)},
+            r"image_size=\(32,\) must be 1 or more, an int",
+        ),
+        (gaussian_blur, BLUR | {"image_size": (0, 8)}, r"image_size=\(0, 8\) must be 1 or more"),
+        (gaussian_blur, BLUR | {"image_size": (32, 3)}, r"use a kernel_size below 6"),
+        (
+            pixelate,
+            dict(image_size=(16, 20), num_steps=3),
+            r"=\(16, 20\) cannot be halved num_steps=3",
+        ),
         (gaussian_mask, MASK | {"fade_to": "red"}, "fade_to='red' must be a number, one for each"),
         (gaussian_mask, MASK | {"fade_to": 255}, r"fade_to=255 must lie in \[-1, 1\]"),
         (gaussian_mask, MASK | {"fade_to": [0.0, math.nan]}, r"must lie in \[-1, 1\]"),
@@ -395,6 +441,11 @@ def test_settings_that_cannot_work_are_refused(factory, settings, message):
     [
         (gaussian_blur(**BLUR), (2, 32, 32, 3), r"takes one image \[H, W, C\]; .* use jax.vmap"),
         (gaussian_blur(**BLUR), (16, 16, 3), r"takes one image of shape \(32, 32, 'C'\)"),
+        (
+            gaussian_blur(**BLUR | {"image_size": (16, 24)}),
+            (24, 16, 3),
+            r"takes one image of shape \(16, 24, 'C'\); got \(24, 16, 3\)",
+        ),
         (gaussian_mask(**MASK), (16, 16, 3), r"takes one image of shape \(32, 32, 'C'\)"),
         (gaussian_mask(**MASK | {"center": (0, 1)}), (64, 64, 3), "takes one image"),
         (

@@ -94,7 +94,14 @@ def test_no_steps_means_all(config):
         ("train.ema_decay", 1.5, r"config.train.ema_decay=1.5 must be in 0\.\.1"),
         ("data.pad", -1, "config.data.pad=-1 must be 0 or more"),
         ("data.crop", "left", "unknown data.crop 'left'; valid: center, random"),
-        ("data.channels", 2, r"config.data.channels=2 must be 1 \(gray\) or 3 \(RGB\)"),
+        ("data.channels", 2, r"data.channels=2 of digits must be 1 \(gray\) or 3 \(RGB\)"),
+        ("data.channels", 0, "config.data.channels=0 must be 1 or more"),
+        (
+            "data.image_size",
+            (16,),
+            r"image_size=\(16,\) must be 1 or more, an integer, or \(H, W\)",
+        ),
+        ("data.image_size", (16, 15), r"image_size=\(16, 15\) cannot be halved 1 times"),
         ("model.width", 0, "config.model.width=0 must be 1 or more"),
         ("model.dropout", 1.5, r"config.model.dropout=1.5 must be in 0\.\.1"),
         (

@@ -14,7 +14,7 @@ from colddiff.experiment.build import build
 from colddiff.experiment.config_files import load_config
 from colddiff.experiment.user_code import source_hashes
 from colddiff.inference.generate import _settings, folder_of
-from colddiff.inference.run import saved_config
+from colddiff.inference.load import saved_config
 from colddiff.runtime.errors import UserError
 from colddiff.training.loop import train
 

@@ -76,6 +76,23 @@ def test_sizes_that_cannot_work_are_refused(network, size, message):
         shapes_of(NETWORKS[network](channels=1, multipliers=(1, 2, 2, 2)), size)
 
 
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+def test_oblong_images_keep_their_shape_or_are_refused(network):
+    model = NETWORKS[network](channels=2, width=8, multipliers=(1, 2))
+
+    def output(*shape):
+        x, t = jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+        return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x, t)[0]).shape
+
+    assert output(6, 10, 2) == (1, 6, 10, 2)
+    with pytest.raises(
+        UserError, match=r"=\(6, 11\) cannot be halved 1 times.*use 10 or 12 for 11"
+    ):
+        output(6, 11, 2)
+    with pytest.raises(UserError, match=r"takes images \[B, H, W, C\]; got shape \(1, 6, 10\)"):
+        output(6, 10)
+
+
 def test_options_of_the_convnext_unet():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
     model = ConvNeXtUNet(channels=1, width=8, multipliers=(1,))

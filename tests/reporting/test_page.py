@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from colddiff.data import sources
 from colddiff.images import grid, mosaic
-from colddiff.reporting.page import Picture, Table, Walk, render
+from colddiff.reporting.page import Gallery, Picture, Table, Walk, render
 from colddiff.runtime.errors import UserError
 
 EVIL = """</title></style><script>document.title="!"</script><img src=x onerror='a()'> "&amp; §"""
@@ -104,6 +105,18 @@ def test_pictures_are_inlined_to_the_pixel(html, frames, wide):
     assert {slider["value"] for slider in Elements(html).of("input")} == {"0"}  # begins at xT
     shown = [i for i, image in enumerate(images) if "hidden" not in image]
     assert shown == [0, 5, 7, 8, 9]  # the last frames of the walks, and what is beside them
+
+
+def test_a_gallery_shows_files_beside_the_page(html):
+    """Check links to files with signs that HTML or URLs would read, and the policy."""
+    name = 'a #1?/"50%" & <b>.png'
+    page = render("Files", [Gallery("Images", [(f"x/{name}", f"y/{name}", f"{name}, t = 3")])])
+    [image], [link] = (Elements(page).of(tag) for tag in ("img", "a"))
+    assert (unquote(image["src"]), unquote(link["href"])) == (f"x/{name}", f"y/{name}")
+    assert not set('#?"&<>') & set(image["src"] + link["href"])
+    assert image["alt"] == f"{name}, t = 3" and image["loading"] == "lazy"
+    policies = [Elements(text).of("meta")[1]["content"] for text in (page, html)]
+    assert "img-src data: 'self' file:;" in policies[0] and "img-src data:;" in policies[1]
 
 
 def test_nothing_comes_from_elsewhere(html):

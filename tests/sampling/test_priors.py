@@ -172,7 +172,7 @@ def test_wrong_settings_are_refused(mixture):
             gaussian_mixture(mixture, image_size=8, noise_std=noise_std)
         with pytest.raises(UserError, match=f"noise_std={noise_std}"):
             pattern(MASK, T=T, shape=SHAPE, noise_std=noise_std)
-    with pytest.raises(UserError, match="size=2 of a prior must divide the images' 9 pixels"):
+    with pytest.raises(UserError, match=r"=\(2, 2\) of a prior must divide the images' 9 pixels"):
         gaussian_mixture(mixture, image_size=9)
     with pytest.raises(UserError, match="size=3 of a prior must divide the images' 8 pixels"):
         fit_mixture(BANK, size=3)

@@ -23,6 +23,7 @@ from colddiff.sampling.samplers import (
     naive,
     tacos,
     times_between,
+    times_of_each,
 )
 
 T, SHAPE = 10, (3, 16, 16, 2)
@@ -209,6 +210,30 @@ def test_an_image_does_not_depend_on_its_batch(x0):
     together = run(x0, image_keys(jax.random.key(1), 7, 3))
     alone = run(x0[2:], image_keys(jax.random.key(1), 9, 1))
     np.testing.assert_allclose(together[2:], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_each_image_may_have_its_own_times(name, x0, keys):
+    """Compare each image with a walk of its own; an image at 0 stays as it is, to the bit."""
+    sampler, times = SAMPLERS[name], times_of_each(np.array([7, 0, 2]), 4)
+    together = sample(sampler, wrong, NOISE, x0, x0, keys, times)
+    assert np.array_equal(together[1], x0[1])
+    for i, own in ((0, [7, 5, 4, 2, 0]), (2, [2, 1, 0])):
+        at = slice(i, i + 1)
+        alone = sample(sampler, wrong, NOISE, x0[at], x0[at], keys[at], np.array(own))
+        np.testing.assert_allclose(together[at], alone, atol=1e-5)
+
+
+def test_times_of_each():
+    expected = [[7, 0, 2, 4], [5, 0, 1, 3], [4, 0, 0, 2], [2, 0, 0, 1], [0, 0, 0, 0]]
+    assert times_of_each(np.array([7, 0, 2, 4]), 4).tolist() == expected
+    assert times_of_each(np.array([0, 0]), 4).tolist() == [[0, 0], [0, 0]]
+    for wrong_times in ([[5, 5], [5, 0], [0, 0]], [[5, 5], [0, 2]], [[5, 0], [2, 1], [0, 0]]):
+        with pytest.raises(UserError, match="decreasing to 0"):
+            check_times(wrong_times)
+    check_times(expected)
+    with pytest.raises(UserError, match="iterates_at"):
+        check_times(expected, [0])
 
 
 def test_the_loop_compiles_once_for_all_times_of_one_length(x0, keys):

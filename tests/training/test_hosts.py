@@ -29,6 +29,7 @@ from colddiff.experiment.build import build
 from colddiff.experiment.state import init_state
 from colddiff.runtime.devices import create_mesh, fsdp_shardings
 from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import read_npz
 
 FLAGS = (
     *TINY_FLAGS,
@@ -120,6 +121,19 @@ def test_states_shared_by_eight_devices_train_the_same(one_device, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(tmp_path), losses(one_device), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_the_same_severity_head_as_one(one_device, tmp_path):
+    flags = (*FLAGS, "--mode=train", "--config.severity.num_steps=3", "--config.severity.width=4")
+    heads = {}
+    for hosts, run_them in ((1, run_main), (2, lambda *args: run_hosts(2, *args, devices=1))):
+        workdir = shutil.copytree(one_device, tmp_path / str(hosts))
+        run_them(*flags, f"--workdir={workdir}")
+        _, heads[hosts] = read_npz(workdir / "severity.npz")
+        assert (workdir / "severity.json").exists()
+    for name, array in heads[1].items():
+        np.testing.assert_allclose(heads[2][name], array, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
