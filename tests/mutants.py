@@ -120,7 +120,7 @@ MUTANTS = (
         "sampling/consistency.py",
         "M=lambda r: r / row_sums",
         "M=lambda r: r",
-        "sampling/test_consistency.py::test_few_steps_are_enough_for_a_mask",
+        "sampling/test_consistency.py::test_one_step_is_enough_for_a_mask",
     ),
     Mutant(
         "images.py",

@@ -54,8 +54,12 @@ def picture(run: Run, images: np.ndarray, known: Walk | None = None) -> np.ndarr
     places = np.unique(np.linspace(0, len(known.times) - 1, _STAGES).round().astype(int))
     xT, restored = _iterates(run, images, "direct", np.array([run.T, 0]))
     columns = [to_model_range(images), xT, restored, *known.iterates[places[1:]]]
-    name = full_name(run.config, run.config.sampler.name)
-    titles = ["x0", f"xT, T={run.T}", full_name(run.config, "direct")]
+    # With spaces, so that a title is wrapped between words.
+    first, name = (
+        full_name(run.config, sampler).replace("+", " + ")
+        for sampler in ("direct", run.config.sampler.name)
+    )
+    titles = ["x0", f"xT, T={run.T}", first]
     titles += [f"{name} t={known.times[place]}" for place in places[1:]]
     return grid([to_host(c) for c in columns], titles)
 
