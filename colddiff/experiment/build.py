@@ -55,7 +55,7 @@ from colddiff.sampling.priors import (
 from colddiff.sampling.samplers import SAMPLERS, Restore, Sampler, times_between
 
 CONSISTENT = "+consistency"  # ends the name of a sampler to use with data consistency
-_CONSISTENCY_STEPS = 8  # with such a name, if the config has none
+_CONSISTENCY_STEPS = 32  # with such a name, if the config has none
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -208,7 +208,7 @@ def consistency_steps(config: ConfigDict, name: str) -> int:
     """Return the number of conjugate-gradient steps that a sampler's name asks for.
 
     It is 0 unless the name ends with '+consistency', as in 'tacos+consistency'. Then it is
-    `config.sampler.consistency`, or 8 if that is 0.
+    `config.sampler.consistency`, or 32 if that is 0.
     """
     if not name.endswith(CONSISTENT):
         return 0

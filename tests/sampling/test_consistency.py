@@ -341,7 +341,7 @@ def test_rows_of_scores_with_and_without(tmp_path):
         *(("tacos+consistency", n) for n in (1, 2)),
     ]
     assert consistency_steps(run.config, "tacos") == 0
-    assert consistency_steps(run.config, "tacos+consistency") == 8
+    assert consistency_steps(run.config, "tacos+consistency") == 32
     run = dataclasses.replace(run_with(darker, consistency=3), workdir=tmp_path)
     run.config.eval.num_images = 8
     run.config.eval.features = ()
