@@ -97,7 +97,7 @@ def test_a_run_has_the_same_name_everywhere():
         loaded = re.search(r"colddiff\.load\(\"runs/(\w+)\"\)", line)
         config = re.search(r"--config[ =]\"?(?:configs/)?([\w$]+)", line)
         if workdirs and config:
-            flags = re.findall(r"--config\.(?!eval|sampler|prior)\S+", line)
+            flags = re.findall(r"--config\.(?!eval|sampler|prior|severity)\S+", line)
             made.setdefault(workdirs[1], set()).add((config[1], *flags))
         elif workdirs and "launch/demo.sh" not in line:
             used |= set(re.sub("runs/", "", workdirs[1]).split(","))
