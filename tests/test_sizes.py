@@ -42,6 +42,7 @@ def size_of(path):
         return image.size
 
 
+@pytest.mark.slow
 def test_oblong_digits_from_training_to_pictures(tmp_path):
     """Train, resume, evaluate, generate and compare digits of 24×40 pixels."""
     work, folder = tmp_path / "run", tmp_path / "made"

@@ -632,7 +632,7 @@ def test_accumulation_and_hosts_share_one_order():
 
 def test_shuffles_are_fair():
     places = collections.Counter(
-        int(order(seed=seed, batch_size=10, stop=1)[0][0, 0]) for seed in range(100)
+        int(order(seed=seed, batch_size=10, stop=1)[0][0, 0]) for seed in range(60)
     )
-    assert len(places) == 10 and max(places.values()) < 27
+    assert len(places) == 10 and max(places.values()) < 18
     assert len(list(itertools.islice(batches(NUMBERED, 4, seed=0, start=3, stop=3), 1))) == 0

@@ -200,7 +200,14 @@ def test_a_constant_is_found_where_there_is_one():
 # The contract of the configs' degradations, at the paper's settings.
 
 
-@pytest.mark.parametrize("config_name", CONFIGS)
+# Large images and many steps make tables that take seconds.
+LARGE = ("generate_blur_afhq", "generate_blur_celeba", "generate_inpaint_celeba", "animorph_celeba")
+
+
+@pytest.mark.parametrize(
+    "config_name",
+    [pytest.param(c, marks=[pytest.mark.slow] if c in LARGE else []) for c in CONFIGS],
+)
 def test_configs_have_small_programs_and_grow_in_severity(config_name):
     """Check that tables and banks are arguments, not constants, of D and of training examples."""
     config = config_anywhere(config_name)

@@ -177,6 +177,7 @@ def test_features_are_an_image_s_own(digits):
     np.testing.assert_allclose(extract(partial, images[::-1])[::-1], found, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_distances_in_its_features_grow_with_damage(digits):
     """Check blur, noise, darkness, and a loss of contrast, which normalisation would hide."""
     images = {s: sources.load("digits", s, **SHAPE) for s in sources.SPLITS}

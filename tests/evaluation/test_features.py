@@ -16,6 +16,7 @@ from sklearn.decomposition import PCA
 from colddiff.data import sources
 from colddiff.evaluation import features, metrics
 from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import write_npz
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -156,8 +157,10 @@ def test_a_split_is_collected_once(cache, monkeypatch):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"statistics-.*npz cannot be read: .*; delete it"):
         features.of_split(space, config, "test")
-    np.savez(path, identity="another", digest="", first=found.first)
-    with pytest.raises(UserError, match=r"written for another, but .* was asked for; delete it"):
+    write_npz(path, {"source": "another"}, {"first": found.first})
+    with pytest.raises(
+        UserError, match=r'written for {"source": "another"}, but .* was asked for; delete it'
+    ):
         features.of_split(space, config, "test")
 
 

@@ -42,6 +42,7 @@ def test_parameter_counts_of_the_paper(model, millions):
     assert parameter_overview.count_parameters(shapes_of(model, 32)) == millions * 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [ConvNeXtUNet, ResNetUNet])
 def test_any_width_multipliers_and_size(network):
     model = network(channels=3, width=10, multipliers=(1, 3))
@@ -53,6 +54,7 @@ def test_any_width_multipliers_and_size(network):
     assert np.abs(found - apply(params, x, t + 5)).max() > 1e-3  # t matters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [ConvNeXtUNet, ResNetUNet])
 def test_bfloat16_rounds_and_returns_float32(network):
     """Check it with one level, one channel and an odd width and size."""

@@ -331,6 +331,7 @@ def test_wrong_settings_are_refused():
             check_numbers(run_with(zeros, **{field: value}).config)
 
 
+@pytest.mark.slow
 def test_rows_of_scores_with_and_without(tmp_path):
     """Write a study; the config's own number of steps is 3, and the default is 8."""
     run = run_with(darker)
