@@ -14,7 +14,7 @@ from colddiff import main
 
 def test_one_command_trains_and_evaluates(tmp_path):
     flags = (*TINY_FLAGS, f"--workdir={tmp_path}", "--config.train.num_steps=20")
-    done = run_main(*flags)
+    done = run_main(*flags, "--config.eval.samplers=('direct', 'tacos')")
     assert done.returncode == 0, done.stderr
     assert "| Sampled (tacos, Algorithm 2) | 6 |" in done.stdout
     folder = Path(done.stdout.split("report and pictures: ")[1].strip())

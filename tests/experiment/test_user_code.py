@@ -217,6 +217,7 @@ def test_the_source_is_the_file_and_what_it_imports_from_beside(own):
     assert hashes(tiny_config()) == {}
 
 
+@pytest.mark.slow
 def test_another_source_is_refused_and_told(own, tmp_path, caplog):
     workdir = tmp_path / "run"
     config = own()

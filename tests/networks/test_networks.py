@@ -95,6 +95,7 @@ def test_oblong_images_keep_their_shape_or_are_refused(network):
         output(6, 10)
 
 
+@pytest.mark.slow
 def test_options_of_the_convnext_unet():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
     model = ConvNeXtUNet(channels=1, width=8, multipliers=(1,))
@@ -107,6 +108,7 @@ def test_options_of_the_convnext_unet():
     assert np.array_equal(run(params, x, t), run(params, x, t + 9))
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
     model = ResNetUNet(channels=1, width=8, multipliers=(1,), dropout=0.5)

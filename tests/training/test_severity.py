@@ -90,6 +90,7 @@ def test_other_images_are_refused(workdir, images, message):
         colddiff.load(workdir).severity(images)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_head_is_told_the_command_and_the_command_works(tmp_path):
     """Delete the section from the saved config, as configs of earlier versions lack it."""
     workdir = tmp_path / "run"
