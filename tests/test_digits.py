@@ -13,15 +13,16 @@ FLAGS = (
     "--config.data.image_size=16",
     "--config.model.width=16",
     "--config.model.multipliers=(1,)",
-    "--config.train.num_steps=150",
+    "--config.train.num_steps=100",
     "--config.train.batch_size=16",
     "--config.train.sample_every=0",
-    "--config.train.checkpoint_every=150",
+    "--config.train.checkpoint_every=100",
     "--config.eval.num_images=40",
-    "--config.eval.samplers=('direct', 'tacos')",
+    "--config.eval.samplers=('tacos',)",
 )
 MORE = {
-    "color_digits": ("--config.train.num_steps=300",),  # its degraded images are close to x0
+    # Its degraded images are close to x0, and a colour depends on the whole digit.
+    "color_digits": ("--config.train.num_steps=300", "--config.model.multipliers=(1, 2)"),
     "inpaint_digits": ("--config.degradation.center=(2, 13)",),  # within the smaller image
 }
 
@@ -36,14 +37,13 @@ ALIKE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [c for c in CONFIGS if c.endswith("_digits") and c not in ALIKE])
-def test_direct_restoration_beats_the_degraded_image(name, tmp_path):
+def test_restoration_beats_the_degraded_image(name, tmp_path):
     flags = (f"--config=configs/{name}.py", f"--workdir={tmp_path}", *FLAGS, *MORE.get(name, ()))
     done = run_main(*flags)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.split("report and pictures: ")[1].strip())
-    degraded, direct, tacos = json.loads((folder / "report.json").read_text())["rows"]
-    assert direct["rmse"] < 0.9 * degraded["rmse"]
-    assert tacos["rmse"] < degraded["rmse"]
+    degraded, tacos = json.loads((folder / "report.json").read_text())["rows"]
+    assert tacos["rmse"] < 0.85 * degraded["rmse"]
     assert (folder / "samples.png").exists()
 
 
@@ -54,7 +54,7 @@ def test_broken_symmetry_makes_different_images(tmp_path):
         "--config=configs/generate_blur_digits.py",
         f"--workdir={tmp_path}",
         "--config.data.image_size=16",
-        "--config.train.num_steps=300",
+        "--config.train.num_steps=200",
         "--config.train.batch_size=32",
         "--config.train.sample_every=0",
         "--config.model.width=16",

@@ -44,7 +44,7 @@ def size_of(path):
 
 @pytest.mark.slow
 def test_oblong_digits_from_training_to_pictures(tmp_path):
-    """Train, resume, evaluate, generate and compare digits of 24×40 pixels."""
+    """Train, resume, evaluate, generate, compare and restore digits of 24×40 pixels."""
     work, folder = tmp_path / "run", tmp_path / "made"
     flags = (*OBLONG, f"--workdir={work}")
     main(*flags, "--config.train.num_steps=2", "--mode=train")
@@ -61,6 +61,9 @@ def test_oblong_digits_from_training_to_pictures(tmp_path):
     made = np.asarray(Image.open(folder / "000003.png")) / 127.5 - 1
     np.testing.assert_allclose(made, np.clip(x0[0, ..., 0], -1, 1), atol=0.01)
     assert "| made | 5 |" in main("--mode=compare", f"--workdir={work}", f"--folder=made={folder}")
+    back = tmp_path / "back"
+    main("--mode=restore", f"--workdir={work}", f"--input={folder}/000003.png", f"--output={back}")
+    assert size_of(back / "restored" / "000003.png") == (40, 24)
     # Pictures enlarge an image by a whole factor to at least 96 pixels: 24×40 becomes 96×160.
     wide, high = size_of(work / "samples" / "0000004.png")
     assert wide == 6 * 162 + 2 and 2 * 98 < high < 2 * 98 + 50

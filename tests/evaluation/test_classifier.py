@@ -246,6 +246,7 @@ def test_all_its_steps_tell_digits_apart(tmp_path):
 
 @pytest.mark.slow
 def test_it_tells_mnist_apart(real_data, tmp_path):
-    """Train for a tenth of the steps; the accuracy exceeds .95 (a linear model: .92)."""
+    """Train on a fifth of the images for a tenth of the steps (a linear model: .90)."""
     wanted = DIGITS | {"folder": tmp_path, "settings": Settings(max_steps=200)}
+    wanted |= {"train_split": "train[:12000]", "test_split": "test[:2000]"}
     assert classifier.load("tfds:mnist", **wanted).accuracy >= 0.95

@@ -68,10 +68,11 @@ def test_statistics_do_not_depend_on_the_batches(images, convolved):
 
 @pytest.mark.slow
 def test_statistics_do_not_depend_on_the_devices(tmp_path):
-    """Use one and four devices, in subprocesses, with a trained classifier."""
+    """Use one and four devices, in subprocesses, with a classifier of 20 steps."""
     code = (
         "import sys, numpy as np; from colddiff.data import sources;"
-        "from colddiff.evaluation import features;"
+        "from colddiff.evaluation import classifier, features;"
+        "classifier.load.__kwdefaults__['settings'] = classifier.Settings(max_steps=20);"
         "from configs import blur_digits; c = blur_digits.get_config(); c.data.image_size = 16;"
         "f = features.make_features('classifier', c);"
         "x = sources.load('digits', 'test', size=16, channels=1, limit=101);"

@@ -230,12 +230,22 @@ def test_a_host_that_dies_ends_the_other(tmp_path):
     assert first.returncode not in (0, -signal.SIGKILL), err
 
 
+# A host with an error waits for the others, 30 s.
+SHORT_WAIT = """
+from colddiff import main
+main._SECONDS_TO_LEAVE = 2
+from small import run
+run()
+"""
+
+
 @pytest.mark.slow
 def test_a_host_with_an_error_of_its_own_does_not_wait_for_the_others(tmp_path):
     flags = (*FLAGS, "--mode=train", f"--workdir={tmp_path}")
     wrong = ("--config.train.batch_size=0",)
     with ExitStack() as stack:
-        _, second = (stack.enter_context(p) for p in start_hosts(2, *flags, last=wrong))
+        hosts = start_hosts(2, *flags, last=wrong, program=("-c", SHORT_WAIT))
+        _, second = (stack.enter_context(p) for p in hosts)
         wait_for(second, "batch_size=0 must")
         assert second.wait() == 2
 
