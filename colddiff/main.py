@@ -184,8 +184,6 @@ def main(argv: Sequence[str]) -> None:
     from colddiff.evaluation import compare
     from colddiff.evaluation.evaluate import check_ways, load_test_images
     from colddiff.experiment.build import build
-    from colddiff.inference.generate import folder_of, generate, parse_seeds
-    from colddiff.inference.load import load
     from colddiff.reporting.pictures import gallery
     from colddiff.runtime.files import save_png
     from colddiff.training.dry_run import dry_run
@@ -201,12 +199,7 @@ def main(argv: Sequence[str]) -> None:
     if "evaluate" in _MODE.value:
         _evaluate(workdirs, configs, steps)
     if _MODE.value == "generate":
-        seeds = parse_seeds(_SEEDS.value)
-        run = load(workdir, step=_step(), config=config)
-        given = _OUTPUT.value
-        folder = Path(given).expanduser().absolute() if given else folder_of(run)
-        generate(run, seeds, folder)
-        _say(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
+        _generate(workdir, config)
     if _MODE.value == "restore":
         _restore(workdir, config, steps)
     if _MODE.value == "compare":
@@ -294,6 +287,19 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         folder = Path(_OUTPUT.value or "evaluation").expanduser().absolute()
         report.write_table(reports, folder)
         _say(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
+
+
+def _generate(workdir: Path, config: ConfigDict) -> None:
+    """Generate the images of --seeds."""
+    from colddiff.inference.generate import folder_of, generate, parse_seeds
+    from colddiff.inference.load import load
+
+    seeds = parse_seeds(_SEEDS.value)
+    run = load(workdir, step=_step(), config=config)
+    given = _OUTPUT.value
+    folder = Path(given).expanduser().absolute() if given else folder_of(run)
+    generate(run, seeds, folder)
+    _say(f"{len(seeds)} images, grid.png and process.gif: {folder}\n")
 
 
 def _restore(workdir: Path, config: ConfigDict, steps: list[int]) -> None:

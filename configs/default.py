@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     sampler.name = "tacos"  # direct | naive | tacos | ddim | ddpm
     sampler.steps = 0
     # Data consistency (colddiff/sampling/consistency.py): conjugate-gradient steps that make each
-    # estimate of x0 agree with the image to restore, such as 8; 0 for none.
+    # estimate of x0 agree with the image to restore, such as 32; 0 for none.
     sampler.consistency = 0
     # Standard deviation of the noise in the image to restore, on [-1, 1]; that of 8-bit rounding.
     sampler.noise_std = 2 / 255 / 12**0.5

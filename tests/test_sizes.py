@@ -147,7 +147,10 @@ def test_arrays_of_two_channels_and_16_bits_are_trained_on_unrounded(two_channel
     main(
         *TINY_FLAGS, *flags, f"--config.data.source=arrays:{path}", f"--workdir={work}",
         "--config.train.num_steps=3", "--config.train.sample_every=3",
+        "--config.severity.num_steps=2", "--config.severity.batch_size=8",
+        "--config.severity.width=4",
     )  # fmt: skip
+    assert json.loads((work / "severity.json").read_text())["num_images"] > 1
     run = colddiff.load(work)
     assert run.experiment.image_shape == (16, 20, 2)
 

@@ -174,8 +174,8 @@ def ways_of(
     ways = []
     for name in experiment.config.eval.samplers if samplers is None else samplers:
         check_sampler(make_sampler(experiment.config, name), experiment.degrade)
-        count = consistency_steps(experiment.config, name)
-        make_consistency(experiment.config, experiment.degrade, count)
+        consistency = consistency_steps(experiment.config, name)
+        make_consistency(experiment.config, experiment.degrade, consistency)  # refuses wrong ones
         is_direct = name.removesuffix(CONSISTENT) == "direct"
         for count in (1,) if is_direct else steps or (experiment.steps,):
             times_between(experiment.T, count)

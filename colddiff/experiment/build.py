@@ -133,8 +133,8 @@ def build(config: ConfigDict) -> Experiment:
     degrade = _degradation(config.degradation.to_dict(), config.data)
     for way in chosen:
         check_sampler(way, degrade)
-    for name in ("", *config.eval.samplers):
-        make_consistency(config, degrade, consistency_steps(config, name) if name else None)
+    for steps in (None, *(consistency_steps(config, name) for name in config.eval.samplers)):
+        make_consistency(config, degrade, steps)  # refuses wrong settings
     # Replicate the degradation's tables once, so that later calls need no transfer to the devices.
     experiment = experiment._replace(degrade=replicate(degrade, create_mesh()))
     at_T = (config.degradation.name, degrade, experiment.T, experiment.image_shape)

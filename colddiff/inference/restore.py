@@ -128,7 +128,7 @@ def restore(run: Run, request: Request) -> Outcome:
     _check_folders(request)
     t = parse_severity(request.t, run.T)
     found = find(request.source, request.mask)
-    most = run.T if t == "auto" or (t is None and request.mask) else run.T if t is None else t
+    most = t if isinstance(t, int) else run.T
     check_steps(request.steps, max(most, 1))
     method = method_of(
         *(run, request.sampler, request.steps, request.tile),

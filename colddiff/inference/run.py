@@ -36,7 +36,7 @@ from colddiff.runtime.devices import (
     split_axis,
 )
 from colddiff.runtime.errors import UserError
-from colddiff.sampling.consistency import Measurement, consistent_walk
+from colddiff.sampling.consistency import Measurement, consistent
 from colddiff.sampling.priors import Prior
 from colddiff.sampling.samplers import (
     BatchDegrade,
@@ -95,11 +95,11 @@ def run_sampler(
     if patterns is None:
         D = draw_patterns(degrade, keys, xT.shape[1:])
     x = network_input(xT)
-    if consistency is None:
-        return walk(sampler, R, D, x, times, iterates_at)
-    y = Measurement(before_truncation(xT, x), times[0], consistency.noise_std)
-    steps = consistency.steps
-    return consistent_walk(sampler, R, D, x, times, iterates_at, measurement=y, steps=steps)
+    times = visited(sampler, times)
+    if consistency is not None:
+        y = Measurement(before_truncation(xT, x), times[0], consistency.noise_std)
+        sampler = consistent(sampler, y, consistency.steps)
+    return walk(sampler, R, D, x, times, iterates_at)
 
 
 def degrade_and_restore(

@@ -8,8 +8,7 @@ the nearest image that agrees with y, the minimiser over z of
 The prior variance, of x0 around x̂, is that of a typical restorer, so λ depends only on the noise
 of the measurement. What D loses stays as it is in x̂.
 
-`consistent_walk` is `samplers.walk` with such estimates, for every sampler. It changes nothing
-about the samplers themselves.
+`consistent` makes such a rule of any sampler's rule, and changes nothing about the sampler itself.
 """
 
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from colddiff.degradations import split
-from colddiff.sampling.samplers import BatchDegrade, BoundRestore, Result, Sampler, Times, walk
+from colddiff.sampling.samplers import BatchDegrade, BoundRestore, Sampler
 
 EIGHT_BIT_STD = 2 / 255 / 12**0.5  # of rounding [-1, 1] to 256 levels: uniform within a level
 # Standard deviation of x0 around x̂: an RMSE of .1 on [0, 1], near that of the paper's restorers.
@@ -45,41 +44,27 @@ class Measurement(NamedTuple):
     noise_std: float | jax.Array = EIGHT_BIT_STD
 
 
-def consistent_walk(
-    sampler: Sampler,
-    R: BoundRestore,
-    D: BatchDegrade,
-    xT: jax.Array,
-    times: Times,
-    iterates_at: Times | None = None,
-    *,
-    measurement: Measurement,
-    steps: int | jax.Array,
-) -> Result:
-    """Return the result of `walk` with `project`ed estimates of R and a `project`ed x0.
-
-    All arguments except the last two are those of `walk`.
+def consistent(sampler: Sampler, measurement: Measurement, steps: int | jax.Array) -> Sampler:
+    """Return the sampler's rule with `project`ed estimates of R and a `project`ed x0.
 
     Args:
       sampler: a rule for one step.
-      R: the restorer of the batch.
-      D: the degradation of the batch, differentiable in x0.
-      xT: the sampler's input.
-      times: the severities to visit.
-      iterates_at: some of the times.
       measurement: what all estimates and x0 must agree with.
       steps: number of conjugate-gradient steps of each projection.
     """
 
-    def agree(x0_hat):
-        return project(D, x0_hat, measurement, steps)
+    def rule(
+        R: BoundRestore, D: BatchDegrade, x: jax.Array, s: jax.Array, s_next: jax.Array
+    ) -> jax.Array:
+        def agree(x0_hat: jax.Array) -> jax.Array:
+            return project(D, x0_hat, measurement, steps)
 
-    result = walk(sampler, lambda x, s: agree(R(x, s)), D, xT, times, iterates_at)
-    if iterates_at is None:
-        return agree(result)
-    x0, iterates = agree(result[0]), result[1]
-    is_last = (jnp.asarray(iterates_at) == 0)[:, None, None, None, None]
-    return x0, jnp.where(is_last, x0[None], iterates)
+        x = sampler(lambda x, s: agree(R(x, s)), D, x, s, s_next)
+        is_x0 = jnp.reshape(s_next == 0, (-1, 1, 1, 1))
+        x0 = jax.lax.cond(jnp.any(is_x0), agree, lambda x: x, x)
+        return jnp.where(is_x0, x0, x)
+
+    return rule
 
 
 def project(

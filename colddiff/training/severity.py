@@ -26,7 +26,7 @@ from colddiff.evaluation.evaluate import load_test_images
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import Experiment
 from colddiff.experiment.saved_config import config_from_json, config_json
-from colddiff.images import from_uint8, round_to_8_bit
+from colddiff.images import round_to_8_bit, to_model_range
 from colddiff.inference.severity import FILE, Estimate, make_estimate, make_head
 from colddiff.networks import init_params
 from colddiff.networks.severity import SeverityHead
@@ -147,7 +147,7 @@ def _train(experiment: Experiment, head: SeverityHead, mesh: jax.sharding.Mesh) 
 
 
 def _batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> Iterator[jax.Array]:
-    """Return an iterator over uint8 batches `[batch_size, H, W, C]`, split over the devices.
+    """Return an iterator over batches `[batch_size, H, W, C]`, split over the devices.
 
     The images are as sharp as test images: they are resized to `image_size` without the margin that
     the restorer's crops need, because enlarging blurs.
@@ -220,7 +220,7 @@ def _test(
 ) -> None:
     """Score the head on test images; write `severity.json` and `severity.png`."""
     T = experiment.T
-    x0 = np.asarray(from_uint8(load_test_images(experiment.config, _TESTED)))
+    x0 = np.asarray(to_model_range(load_test_images(experiment.config, _TESTED)))
     true = np.linspace(0, T, len(x0)).round().astype(np.int32)
     keys = image_keys(_key(experiment), 0, len(x0))
     degrade = jax.jit(lambda degrade, *images: jax.vmap(degrade)(*images))

@@ -32,7 +32,7 @@ from colddiff.sampling.consistency import (
     EIGHT_BIT_STD,
     PRIOR_STD,
     Measurement,
-    consistent_walk,
+    consistent,
     project,
 )
 from colddiff.sampling.samplers import (
@@ -42,6 +42,8 @@ from colddiff.sampling.samplers import (
     image_keys,
     naive,
     tacos,
+    visited,
+    walk,
 )
 from configs import default
 
@@ -207,11 +209,11 @@ def oracle(params, xt, t):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def consistently(sampler, restore, degrade, x0, iterates_at=None):
-    """Return the result of `consistent_walk` from D(x0, T) through all severities."""
+    """Return the result of a consistent sampler from D(x0, T) through all severities."""
     R, D = bind_params(restore, x0), draw_patterns(degrade, KEYS, SHAPE)
-    y, times = D(x0, jnp.int32(T)), np.arange(T, -1, -1)
-    m = Measurement(y, jnp.int32(T))
-    return consistent_walk(sampler, R, D, y, times, iterates_at, measurement=m, steps=8)
+    y, times = D(x0, jnp.int32(T)), visited(sampler, np.arange(T, -1, -1))
+    rule = consistent(sampler, Measurement(y, jnp.int32(T)), 8)
+    return walk(rule, R, D, y, times, iterates_at)
 
 
 @pytest.mark.parametrize("sampler", [direct, naive, tacos])
