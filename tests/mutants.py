@@ -118,6 +118,12 @@ MUTANTS = (
     ),
     Mutant(
         "sampling/consistency.py",
+        "return jnp.where(is_x0, x0, x)",
+        "return x",
+        "sampling/test_consistency.py::test_x0_agrees_with_the_measurement_and_is_the_last_iterate",
+    ),
+    Mutant(
+        "sampling/consistency.py",
         "M=lambda r: r / row_sums",
         "M=lambda r: r",
         "sampling/test_consistency.py::test_one_step_is_enough_for_a_mask",

@@ -222,11 +222,16 @@ def test_a_perfect_restorer_still_gives_x0(sampler, x0):
     np.testing.assert_allclose(found, x0, atol=1e-5)
 
 
+def brighter(R, D, x, s, s_next):
+    """Take a step of Algorithm 1 that leaves the measurement, also at 0."""
+    return naive(R, D, x, s, s_next) + 0.3
+
+
 def test_x0_agrees_with_the_measurement_and_is_the_last_iterate(x0):
     degrade = mask()
     D = draw_patterns(degrade, KEYS, SHAPE)
     y = D(x0, jnp.int32(T))
-    for sampler in (naive, tacos):
+    for sampler in (naive, tacos, brighter):
         found, iterates = consistently(sampler, wrong, degrade, x0, jnp.array([T, 0]))
         assert np.array_equal(iterates[1], found) and np.array_equal(iterates[0], y)
         assert np.abs(D(found, jnp.int32(T)) - y).max() < LEVEL
