@@ -29,7 +29,9 @@ class EventLog:
         self._writer = None
         if is_first_host():
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"))
+            # The name has the time in seconds, in which a short run may end and resume.
+            suffix = f".{start:09d}"
+            self._writer = EventsWriter(str(folder / "events"), filename_suffix=suffix)
         self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> "EventLog":

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+import time
 
 import jax
 import jaxlib
@@ -17,6 +18,7 @@ from tensorboard_events import read_events
 import colddiff
 from colddiff.experiment.saved_config import config_json, read_config
 from colddiff.runtime.errors import UserError
+from colddiff.runtime.events import EventLog
 from colddiff.runtime.files import read_json, write_json
 from colddiff.runtime.log_file import log_file
 from colddiff.training import records
@@ -103,6 +105,14 @@ def test_a_run_records_each_start_and_each_step_once(tmp_path):
     log = (tmp_path / "log.txt").read_text()
     assert "WARNING the config differs from the saved one in train.num_steps: 3 saved, 8" in log
     assert log.count(f"WARNING moved {tmp_path}/checkpoints/8") == 1
+
+
+def test_starts_in_the_same_second_keep_their_events(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1.7e9)
+    for start in (0, 3):
+        with EventLog(tmp_path, start=start) as events:
+            events.scalar("a", 1.0, start + 1)
+    assert read_events(tmp_path) == [(1, "session"), (1, "a"), (4, "session"), (4, "a")]
 
 
 def test_a_log_file_has_the_lines_before_it_was_opened_and_the_error(tmp_path):
