@@ -42,7 +42,7 @@ from colddiff.runtime.lock import alone
 from colddiff.training.examples import load_train_images
 from colddiff.training.loop import train
 
-STEPS, KILLS, IN_SAVES = 600, 12, 3
+STEPS, KILLS, IN_SAVES = 600, 9, 3
 FLAGS = (
     *TINY_FLAGS,
     "--mode=train",
@@ -80,7 +80,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_12_times_and_resumed_is_bit_identical(whole, tmp_path, pytestconfig):
+def test_killed_9_times_and_resumed_is_bit_identical(whole, tmp_path, pytestconfig):
     """Kill at random moments and, at least three times, during a save.
 
     `--kill-seed=N` repeats the moments.
