@@ -34,19 +34,28 @@ _MODES = {
     "evaluate": "score a trained run, or several into one table",
     "generate": "make new images with a trained run, one for each of --seeds",
     "restore": "restore your own image files: --input, --output, --t",
+    "import": "make a workdir from weights in a file: --input, --config",
+    "export": "write a trained run as files for others: --output",
     "compare": "measure folders of generated images and draw them side by side",
     "degrade": "draw test images at growing severities; needs no training",
     "benchmark": "time every part of a config on this machine",
 }
 # Without --config these use the config that the run in --workdir was trained with.
-_OF_A_RUN = ("evaluate", "generate", "restore", "compare", "degrade")
+_OF_A_RUN = ("evaluate", "generate", "restore", "export", "compare", "degrade")
 _USES = {  # the flags that only some modes take
     "train_and_evaluate": ("samplers", "steps", "step", "accept_source", "dry_run"),
     "train": ("accept_source", "dry_run"),
     "evaluate": ("samplers", "steps", "step", "output"),
     "generate": ("seeds", "step", "output"),
     "restore": ("input", "output", "t", "mask", "tile", "sampler", "steps", "step"),
+    "import": ("input",),
+    "export": ("output", "step"),
     "compare": ("folder",),
+}
+_NEEDS = {
+    "restore": {"input": "FILE-or-FOLDER", "output": "FOLDER"},
+    "import": {"input": "FILE"},
+    "export": {"output": "FOLDER"},
 }
 _EXIT_BAD_INPUT = 2
 _EXIT_BUG = 1
@@ -57,8 +66,8 @@ _CONFIG = flags.DEFINE_string(
     "config",
     None,
     "The name of a packaged config, or the path of a config file. Without it, --mode=evaluate, "
-    "generate, restore, compare and degrade use the config that the run in --workdir was trained "
-    "with.",
+    "generate, restore, export, compare and degrade use the config that the run in --workdir was "
+    "trained with.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -86,11 +95,14 @@ _OUTPUT = flags.DEFINE_string(
     None,
     "Output folder. --mode=generate writes the images there; the default is a folder in "
     "WORKDIR/generated, one for each set of settings. --mode=restore writes the restored images "
-    "there, and needs it. --mode=evaluate of several runs writes the table there; the default is "
-    "the folder 'evaluation'.",
+    "there, and --mode=export the files; both need it. --mode=evaluate of several runs writes the "
+    "table there; the default is the folder 'evaluation'.",
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "The image to restore, or a folder: all PNG, JPEG, WebP and TIFF files in it."
+    "input",
+    None,
+    "The image to restore, or a folder: all PNG, JPEG, WebP and TIFF files in it. --mode=import "
+    "takes a file with weights: .safetensors, .npz, or a .pt file of the paper's released code.",
 )
 _T = flags.DEFINE_string(
     "t",
@@ -202,6 +214,10 @@ def main(argv: Sequence[str]) -> None:
         _generate(workdir, config)
     if _MODE.value == "restore":
         _restore(workdir, config, steps)
+    if _MODE.value == "import":
+        _import(workdir, config)
+    if _MODE.value == "export":
+        _export(workdir, config)
     if _MODE.value == "compare":
         report = compare.compare(config, compare.parse_folders(_FOLDERS.value))
         folder = compare.write(report, workdir)
@@ -320,6 +336,24 @@ def _restore(workdir: Path, config: ConfigDict, steps: list[int]) -> None:
     outcome.check()
 
 
+def _import(workdir: Path, config: ConfigDict) -> None:
+    """Make a workdir from a file with weights."""
+    from colddiff.exchange.importing import import_weights
+
+    step = import_weights(config, Path(_INPUT.value).expanduser().absolute(), workdir)
+    _say(f"{workdir} holds a checkpoint of step {step}\n")
+
+
+def _export(workdir: Path, config: ConfigDict) -> None:
+    """Write a run as files for others."""
+    from colddiff.exchange.exporting import export
+    from colddiff.inference.load import load
+
+    folder = Path(_OUTPUT.value).expanduser().absolute()
+    export(load(workdir, step=_step(), config=config), folder)
+    _say(f"weights, program and model card: {folder}\n")
+
+
 def _workdirs() -> list[str]:
     """Return the folders that --workdir names; only --mode=evaluate takes several, as A,B,C.
 
@@ -363,10 +397,10 @@ def _check_flags() -> None:
             "--step=best. Leave it out to evaluate the last step, or use --mode=evaluate once the "
             "run is trained"
         )
-    if mode == "restore" and not (_INPUT.value and _OUTPUT.value):
-        raise UserError(
-            "--mode=restore needs --input=FILE-or-FOLDER and --output=FOLDER; give both"
-        )
+    needed = _NEEDS.get(mode, {})
+    if not all(flags.FLAGS[name].value for name in needed):
+        given = " and ".join(f"--{name}={what}" for name, what in needed.items())
+        raise UserError(f"--mode={mode} needs {given}")
     if mode == "restore" and len(_STEPS.value or ()) > 1:
         raise UserError(f"--steps={','.join(_STEPS.value)}: --mode=restore takes one number")
     if mode == "evaluate" and _OUTPUT.value is not None and len(_workdirs()) == 1:

@@ -92,11 +92,18 @@ def write_legacy(path, state, storages, *, system=LITTLE):
     path.write_bytes(b"".join(parts))
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays by name, in the layout of 2019."""
-    storages = {str(i): array for i, array in enumerate(arrays.values())}
-    state = OrderedDict()
-    for (key, array), name in zip(storages.items(), arrays, strict=True):
-        strides = tuple(n // array.itemsize for n in array.strides)
-        state[name] = tensor(storage(key, array, legacy=True), 0, array.shape, strides)
-    write_legacy(path, state, storages)
+def save_arrays(path: Path, value: dict[str, Any], *, legacy: bool = True) -> None:
+    """Write a dict of arrays, numbers and such dicts, in the layout of 2019 or as a zip file."""
+    storages = {}
+
+    def tensors(member):
+        if isinstance(member, dict):
+            return OrderedDict((name, tensors(each)) for name, each in member.items())
+        if not isinstance(member, np.ndarray):
+            return member
+        key = str(len(storages))
+        storages[key] = member
+        strides = tuple(n // member.itemsize for n in member.strides)
+        return tensor(storage(key, member, legacy=legacy), 0, member.shape, strides)
+
+    (write_legacy if legacy else write_zip)(path, tensors(value), storages)

@@ -150,14 +150,14 @@ def _kept(keep: int, best: str) -> preservation_policy.PreservationPolicy:
     return preservation_policy.AnyPreservationPolicy([last, first])
 
 
-def last_step(workdir: Path, config: ConfigDict) -> int:
-    """Return the step of the run's last checkpoint with a readable config; 0 without checkpoints.
+def last_step(workdir: Path, config: ConfigDict) -> int | None:
+    """Return the step of the run's last checkpoint with a readable config; None without any.
 
     Raises:
       UserError: the workdir holds another run (`check_same`), or no config in it can be read.
     """
     if not (workdir / "checkpoints").is_dir():
-        return 0
+        return None
     with open_manager(workdir) as manager:
         steps, unreadable = sorted(manager.all_steps(), reverse=True), None
         for step in steps:
@@ -169,7 +169,7 @@ def last_step(workdir: Path, config: ConfigDict) -> int:
             return step
         if unreadable is not None:
             raise unreadable
-        return 0
+        return None
 
 
 def save(

@@ -1,4 +1,4 @@
-"""Load a trained run from its workdir: `run = colddiff.load(workdir)`."""
+"""Load a trained run from its workdir, or from the folder of an export: `colddiff.load(FOLDER)`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,17 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+import colddiff
 from colddiff.experiment import checkpoint
-from colddiff.experiment.build import build, init_params
+from colddiff.experiment.build import Experiment, build, init_params
 from colddiff.experiment.config_files import locate
 from colddiff.experiment.user_code import source_changes
+from colddiff.experiment.weights import FILE, read_metadata, read_params
 from colddiff.inference.run import Run
-from colddiff.runtime.devices import create_mesh, fsdp_shardings
-from colddiff.runtime.errors import UserError
+from colddiff.runtime.devices import create_mesh, fsdp_shardings, place, replicate
+from colddiff.runtime.errors import UserError, unknown_name
+
+PRETRAINED = Path(colddiff.__file__).parent / "pretrained"
 
 
 def load(
@@ -23,7 +27,7 @@ def load(
     """Return the run in `workdir`.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, or a folder that `--mode=export` wrote, which has one step.
       step: step of the checkpoint; None for the last, 'best' for the best by `train.best`.
       config: used instead of the saved one; model and degradation must be the same.
 
@@ -32,18 +36,12 @@ def load(
         never returned.
     """
     workdir = Path(workdir).expanduser()
+    if _is_export(workdir):
+        return _load_export(workdir, step, config)
     with _open(workdir) as manager:
         step = _chosen(manager, workdir, step)
         saved = _saved_config(manager, workdir, step)
-        if config is not None:
-            checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
-        experiment = build(saved if config is None else config)
-        if changes := source_changes(workdir, experiment.config.degradation):
-            logging.warning(
-                "the source of the degradation is not the one that %s was trained with:\n  %s",
-                workdir,
-                "\n  ".join(changes),
-            )
+        experiment = _build(workdir, saved, config)
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
         mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
         like = jax.tree.map(
@@ -55,21 +53,80 @@ def load(
     return Run(experiment, params, step, workdir)
 
 
+def load_pretrained(name: str) -> Run:
+    """Return a run that comes with the package, such as 'blur_digits' (docs/models.md).
+
+    Its parameters were saved in float16, and are float32 here. It has no workdir.
+
+    Raises:
+      UserError: there is no such model; the message lists those that there are.
+    """
+    path = PRETRAINED / f"{name}.safetensors"
+    if not path.is_file():
+        names = (file.stem for file in PRETRAINED.glob("*.safetensors"))
+        raise unknown_name("pretrained model", name, names)
+    config, step = read_metadata(path)
+    experiment = build(config)
+    params = replicate(read_params(path, experiment), create_mesh())
+    return Run(experiment, params, step)
+
+
 def saved_config(workdir: Path, step: int | str | None = None) -> ConfigDict:
     """Return the config of a checkpoint in `workdir`, locked; `step` as for `load`.
 
     Raises:
       UserError: `workdir` holds no such checkpoint.
     """
+    if _is_export(workdir):
+        return _exported_config(workdir, step)[0]
     with _open(workdir) as manager:
         return _saved_config(manager, workdir, _chosen(manager, workdir, step))
 
 
 def _saved_config(manager: checkpoint.Manager, workdir: Path, step: int) -> ConfigDict:
     """Return the config saved at `step`; the workdir may hold the source of its degradation."""
-    config = checkpoint.restore_config(manager, step)
+    return _located(checkpoint.restore_config(manager, step), workdir)
+
+
+def _located(config: ConfigDict, workdir: Path) -> ConfigDict:
     locate(config, [workdir.absolute() / "source"])
     return config
+
+
+def _build(workdir: Path, saved: ConfigDict, config: ConfigDict | None) -> Experiment:
+    """Build the saved config, or another one for the same model; warn of a changed source."""
+    if config is not None:
+        checkpoint.check_same(checkpoint.SAME_MODEL, saved, config, workdir)
+    experiment = build(saved if config is None else config)
+    if changes := source_changes(workdir, experiment.config.degradation):
+        logging.warning(
+            "the source of the degradation is not the one that %s was trained with:\n  %s",
+            workdir,
+            "\n  ".join(changes),
+        )
+    return experiment
+
+
+def _is_export(workdir: Path) -> bool:
+    return (workdir / FILE).exists() and not (workdir / "checkpoints").is_dir()
+
+
+def _load_export(folder: Path, step: int | str | None, config: ConfigDict | None) -> Run:
+    """Return the run that `exchange.exporting` wrote to a folder."""
+    saved, step = _exported_config(folder, step)
+    experiment = _build(folder, saved, config)
+    params = read_params(folder / FILE, experiment)
+    mesh = create_mesh(experiment.config.mesh.fsdp)
+    params = jax.tree.map(place, params, fsdp_shardings(params, mesh))
+    return Run(experiment, params, step, folder)
+
+
+def _exported_config(folder: Path, step: int | str | None) -> tuple[ConfigDict, int]:
+    """Return the config and the step of an export; refuse another step."""
+    config, only = read_metadata(folder / FILE)
+    if step not in (None, only):
+        raise UserError(f"{folder} is an export of step {only} alone; leave the step out")
+    return _located(config, folder), only
 
 
 @contextmanager

@@ -386,6 +386,11 @@ class Run:
         parts = (self.experiment.restore, self.degrade, self.experiment.network_input)
         return Restoration(function, *map(as_partial, parts), params, settings)
 
+    def times(self) -> np.ndarray:
+        """Return the severities that the config's sampler visits, int32, from T down to 0."""
+        sampler = make_sampler(self.config)
+        return visited(sampler, times_between(self.T, self.experiment.steps))
+
     def _check_batch(self, x: jax.Array, what: str) -> None:
         """Refuse what is not a batch of this run's images; `what` is its name, for the message."""
         check_images(x, what)

@@ -100,7 +100,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the normalised input, `[B, ..., C]`."""
-        B, C = len(x), x.shape[-1]
+        B, C = x.shape[0], x.shape[-1]
         flat = x.reshape(B, -1, C).astype(jnp.float32)
         N, groups = flat.shape[1], math.gcd(32, C)
 
@@ -124,7 +124,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the normalised input, `[B, ..., C]`."""
-        B, C = len(x), x.shape[-1]
+        B, C = x.shape[0], x.shape[-1]
         flat = x.reshape(B, -1, C).astype(jnp.float32)
         centred = flat - flat.mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
@@ -171,11 +171,15 @@ def sinusoidal_embedding(t: jax.Array, width: int) -> jax.Array:
     The last feature of an odd width is 0. The embedding is that of Vaswani et al. 2017, in the form
     of Ho et al. 2020.
     """
-    half = width // 2
-    frequencies = jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
-    angles = jnp.outer(t.astype(jnp.float32), frequencies)
+    angles = jnp.outer(t.astype(jnp.float32), frequencies(width))
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, width % 2)))
+
+
+def frequencies(width: int) -> jax.Array:
+    """Return the frequencies of `sinusoidal_embedding`, float32 `[width // 2]`."""
+    half = width // 2
+    return jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
 
 
 def check_input(shape: tuple[int, ...], multipliers: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ def pixel_sum(x: jax.Array) -> jax.Array:
     """Return the sum over all pixels, `[B, 1, C]`."""
 
     def product(x: jax.Array) -> jax.Array:
-        ones = jnp.ones((len(x), 1, x.shape[1]), x.dtype)
+        ones = jnp.ones((x.shape[0], 1, x.shape[1]), x.dtype)
         return jnp.einsum("bmn,bnc->bmc", ones, x, preferred_element_type=jnp.float32)
 
     def reduction(x: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def pixel_sum(x: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def spread(x: jax.Array, num_pixels: int) -> jax.Array:
     """Return `x` `[B, 1, C]` repeated at each of N pixels, `[B, N, C]`."""
-    return jnp.broadcast_to(x, (len(x), num_pixels, x.shape[2]))
+    return jnp.broadcast_to(x, (x.shape[0], num_pixels, x.shape[2]))
 
 
 pixel_sum.defvjp(lambda x: (pixel_sum(x), x.shape[1]), lambda n, dy: (spread(dy, n),))
@@ -38,6 +38,6 @@ spread.defvjp(lambda x, n: (spread(x, n), None), lambda n, _, dy: (pixel_sum(dy)
 
 def add(x: jax.Array, vectors: jax.Array) -> jax.Array:
     """Return images `[B, ..., C]` plus one vector for each, `[B, C]`, or one for all, `[C]`."""
-    flat = x.reshape(len(x), -1, x.shape[-1])
-    each = jnp.broadcast_to(vectors[..., None, :], (len(x), 1, x.shape[-1]))
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    each = jnp.broadcast_to(vectors[..., None, :], (x.shape[0], 1, x.shape[-1]))
     return (flat + spread(each, flat.shape[1])).reshape(x.shape)

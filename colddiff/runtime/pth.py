@@ -1,4 +1,4 @@
-"""State dicts in PyTorch's `.pth` files, read without PyTorch.
+"""State dicts and training checkpoints in PyTorch's `.pth` and `.pt` files, read without PyTorch.
 
 Both layouts are read. Since PyTorch 1.6 a file is a zip archive with one record per storage. Older
 files are a sequence of pickles, followed by the storages.
@@ -38,6 +38,10 @@ _METADATA = {"_metadata"}  # versions of the modules, which this reader ignores
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"  # first bytes of the two layouts
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the older layout's magic number and version
+_DAMAGED = (
+    *(EOFError, NotImplementedError, OSError, ValueError, zipfile.BadZipFile),
+    RecursionError,  # of a dict that contains itself
+)
 _DIMENSIONS = 8  # more than a tensor of any network has
 _LARGEST = 2**60  # keeps byte counts within 64 bits
 
@@ -80,6 +84,25 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
       UserError: the file is missing, damaged, big-endian or in neither layout; or it contains
         anything but a dict of tensors; or a tensor or a storage exceeds the file's data.
     """
+    state = read_checkpoint(path)
+    for name, value in state.items():
+        if not isinstance(value, np.ndarray):
+            kind = type(value).__name__
+            raise UserError(
+                f"{path} cannot be read as a state dict of PyTorch: its entry {name[:80]!r} is a "
+                f"{kind}, not a tensor"
+            )
+    return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the dict in a file, such as `{"step": 700, "model": {NAME: array, ...}}`.
+
+    Its values are arrays, as in `read_pth`, numbers, strings, booleans, None, or such dicts.
+
+    Raises:
+      UserError: as for `read_pth`; or the file contains anything else.
+    """
     try:
         content = path.read_bytes()
         if content.startswith(_ZIP):
@@ -87,13 +110,13 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         if content.startswith(_PICKLE):
             return _read_legacy(content)
         raise UserError(f"it begins with {content[:4]!r}, not like a zip archive or a pickle")
-    except (EOFError, NotImplementedError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         message = f"{path} cannot be read as a state dict of PyTorch: {first_line(error)}"
         raise UserError(message) from error
 
 
-def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-    """Read the tensors from PREFIX/data.pkl and PREFIX/data/KEY."""
+def _read_zip(content: bytes) -> dict[str, Any]:
+    """Read the dict in PREFIX/data.pkl, and its storages in PREFIX/data/KEY."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
@@ -109,7 +132,8 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
         order = f"{prefix}byteorder"  # absent before PyTorch 2.1
         if order in entries and archive.read(order) != b"little":
             raise UserError(f"its byte order is {archive.read(order)[:20]!r}; expected b'little'")
-        tensors = _state(_unpickle(io.BytesIO(archive.read(pickles[0]))))
+        value = _unpickle(io.BytesIO(archive.read(pickles[0])))
+        tensors = _tensors(value)
 
         def read(storage: _Storage) -> bytes:
             name = f"{prefix}data/{storage.key}"
@@ -120,11 +144,11 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
                 raise UserError(f"its record {name!r} has {found} bytes, not {storage.size}")
             return archive.read(name)
 
-        return _arrays(tensors, _storages(tensors, len(content)), read)
+        return _with_arrays(value, _storages(tensors, len(content)), read)
 
 
-def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
-    """Read five pickles (magic, version, system, state dict, keys), then the storages in order."""
+def _read_legacy(content: bytes) -> dict[str, Any]:
+    """Read five pickles (magic, version, system, the dict, keys), then the storages in order."""
     file = io.BytesIO(content)
     for expected in _LEGACY:
         if _unpickle(file) != expected:
@@ -132,9 +156,9 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     system = _unpickle(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UserError("its byte order is not little-endian")
-    tensors = _state(_unpickle(file))
+    value = _unpickle(file)
     keys = _unpickle(file)
-    storages = {s.key: s for s in _storages(tensors, len(content))}
+    storages = {s.key: s for s in _storages(_tensors(value), len(content))}
     if not isinstance(keys, list) or any(type(key) is not str for key in keys):
         raise UserError("its list of storages does not consist of names")
     if sorted(keys) != sorted(storages):
@@ -149,25 +173,38 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
             raise UserError("it ends within a storage")
         return data
 
-    found = _arrays(tensors, [storages[key] for key in keys], read)
+    found = _with_arrays(value, [storages[key] for key in keys], read)
     if file.read(1):
         raise UserError("it has more bytes after its last storage")
     return found
 
 
-def _state(value: Any) -> dict[str, _Tensor]:
+def _tensors(value: Any) -> list[_Tensor]:
+    """Return the tensors of a dict and of the dicts in it.
+
+    Raises:
+      UserError: it is no dict, or it contains anything but tensors, plain values and dicts.
+    """
     if not isinstance(value, dict):
         raise UserError(f"it holds a {type(value).__name__}, not a dict of tensors")
-    for name, tensor in value.items():
-        if not isinstance(tensor, _Tensor):
-            kind = type(tensor).__name__
-            raise UserError(f"its entry {name[:80]!r} is a {kind}, not a tensor")
-    return value
+    found = []
+    for name, member in value.items():
+        match member:
+            case _Tensor():
+                found.append(member)
+            case dict():
+                found += _tensors(member)
+            case None | bool() | int() | float() | str():
+                pass
+            case _:
+                kind = type(member).__name__
+                raise UserError(f"its entry {name[:80]!r} is a {kind}, not a tensor")
+    return found
 
 
-def _storages(tensors: dict[str, _Tensor], size: int) -> list[_Storage]:
+def _storages(tensors: list[_Tensor], size: int) -> list[_Storage]:
     """Return the tensors' storages after checking their sizes against the file's `size`."""
-    storages = list(dict.fromkeys(tensor.storage for tensor in tensors.values()))
+    storages = list(dict.fromkeys(tensor.storage for tensor in tensors))
     if len({storage.key for storage in storages}) < len(storages):
         raise UserError("it gives one storage two types or sizes")
     promised = sum(storage.size for storage in storages)
@@ -176,19 +213,24 @@ def _storages(tensors: dict[str, _Tensor], size: int) -> list[_Storage]:
     return storages
 
 
-def _arrays(
-    tensors: dict[str, _Tensor], storages: list[_Storage], read: Callable[[_Storage], bytes]
-) -> dict[str, np.ndarray]:
-    """Return the tensors' arrays; every storage is read once, in the order of `storages`."""
+def _with_arrays(
+    value: dict[str, Any], storages: list[_Storage], read: Callable[[_Storage], bytes]
+) -> dict[str, Any]:
+    """Return the dict with arrays for tensors; read every storage once, in this order."""
     numbers = {storage: np.frombuffer(read(storage), storage.dtype) for storage in storages}
 
-    def view(tensor: _Tensor) -> np.ndarray:
-        flat = numbers[tensor.storage]
-        strides = [stride * flat.itemsize for stride in tensor.strides]
-        # as_strided checks nothing: `_tensor` has checked that the view lies inside the storage.
-        return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+    def convert(member: Any) -> Any:
+        match member:
+            case dict():
+                return {name: convert(each) for name, each in member.items()}
+            case _Tensor():
+                flat = numbers[member.storage]
+                strides = [stride * flat.itemsize for stride in member.strides]
+                # as_strided checks nothing: `_tensor` has checked that the view is in the storage.
+                return np.lib.stride_tricks.as_strided(flat[member.offset :], member.shape, strides)
+        return member
 
-    return {name: view(tensor) for name, tensor in tensors.items()}
+    return convert(value)
 
 
 def _unpickle(file: BinaryIO) -> Any:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from colddiff.data import sources
 from colddiff.data.sources import Images
 from colddiff.evaluation import evaluate
-from colddiff.experiment import checkpoint
+from colddiff.experiment import checkpoint, weights
 from colddiff.experiment.build import Experiment, build, learning_rates
 from colddiff.experiment.state import TrainState, init_state
 from colddiff.experiment.user_code import check_source
@@ -101,7 +101,7 @@ def _train(
     """Train in a workdir that this run has locked; return what `train` returns."""
     config = experiment.config
     state = init_state(experiment, mesh)
-    new = not checkpoint.last_step(workdir, config)
+    new = checkpoint.last_step(workdir, config) is None
     check_source(workdir, config.degradation, accept=accept_source, new=new)
     if new:
         _forget(workdir)
@@ -150,8 +150,13 @@ def _forget(workdir: Path) -> None:
     """Delete what an earlier run without a checkpoint left in the workdir.
 
     Raises:
-      UserError: a file with such a name was not written by colddiff.
+      UserError: a file with such a name was not written by colddiff, or the folder is an export.
     """
+    if (workdir / weights.FILE).exists():
+        raise UserError(
+            f"{workdir} is an export, which cannot be trained; make a workdir of it with "
+            f"--mode=import --input={workdir / weights.FILE} and another --workdir"
+        )
     written = {
         "evolution.json": "num_images",
         "data.json": PIXELS,
