@@ -444,6 +444,55 @@ MUTANTS = (
         '            return None, ""\n',
         "training/test_faults.py::test_a_workdir_is_one_process_s",
     ),
+    # Weights in and out.
+    Mutant(
+        "experiment/authors.py",
+        "= -np.sin(f), np.sin(f)",
+        "= np.sin(f), -np.sin(f)",
+        "exchange/test_importing.py::test_a_checkpoint_of_theirs",
+    ),
+    Mutant(
+        "experiment/authors.py",
+        "a.transpose(2, 3, 0, 1)[::-1, ::-1]",
+        "a.transpose(2, 3, 0, 1)",
+        "exchange/test_importing.py::test_a_checkpoint_of_theirs",
+    ),
+    Mutant(
+        "experiment/authors.py",
+        "for i in levels[:0:-1]]",
+        "for i in levels[1:]]",
+        "exchange/test_importing.py::test_a_checkpoint_of_theirs",
+    ),
+    Mutant(
+        "experiment/weights.py",
+        "return Weights(step, sets[0], sets[-1])",
+        "return Weights(step, sets[-1], sets[-1])",
+        "exchange/test_importing.py::test_a_checkpoint_of_theirs",
+    ),
+    Mutant(
+        "experiment/weights.py",
+        '"step": str(step)}',
+        '"step": "0"}',
+        "exchange/test_exporting.py::test_an_export_is_the_run",
+    ),
+    Mutant(
+        "exchange/importing.py",
+        "return _at_step(experiment.optimizer.init(params), weights.step)",
+        "return experiment.optimizer.init(params)",
+        "exchange/test_importing.py::test_training_goes_on",
+    ),
+    Mutant(
+        "training/loop.py",
+        "new = checkpoint.last_step(workdir, config) is None",
+        "new = not checkpoint.last_step(workdir, config)",
+        "exchange/test_importing.py::test_weights_of_our_own_names",
+    ),
+    Mutant(
+        "exchange/program.py",
+        "jax.random.key(seed)",
+        "jax.random.key(0)",
+        "exchange/test_exporting.py::test_random_programs_draw_from_the_seed",
+    ),
 )
 
 

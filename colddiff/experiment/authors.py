@@ -73,14 +73,14 @@ def of_network(state: Arrays) -> dict[str, np.ndarray]:
     network, `one_shot_denoise_fn`. Names begin with `module.` where DataParallel wrapped a module.
     If no name says what the network is, all tensors are taken.
     """
-    found, others = {}, {}
+    named, others = {}, {}
     for name, tensor in state.items():
         parts = [part for part in name.split(".") if part != "module"]
         if parts and parts[0] in _NETWORKS:
-            found[".".join(parts[1:])] = tensor
+            named[".".join(parts[1:])] = tensor
         else:
             others[".".join(parts)] = tensor
-    return found or others
+    return named or others
 
 
 def tensors_of(model: nn.Module, shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Tensor]:
@@ -91,7 +91,7 @@ def tensors_of(model: nn.Module, shapes: Mapping[Path, tuple[int, ...]]) -> dict
       shapes: the shapes of its parameters, by path.
     """
     modules, inside = _convnext(model) if isinstance(model, ConvNeXtUNet) else _resnet(model)
-    found = {}
+    tensors = {}
     for path, shape in shapes.items():
         *outer, layer, leaf = path
         if outer:
@@ -100,8 +100,8 @@ def tensors_of(model: nn.Module, shapes: Mapping[Path, tuple[int, ...]]) -> dict
         else:
             kind, number = layer.rsplit("_", 1)
             name = modules[kind][int(number)]
-        found[path] = _tensor(name, layer, leaf, shape)
-    return found
+        tensors[path] = _tensor(name, layer, leaf, shape)
+    return tensors
 
 
 def convert(tensors: Mapping[Path, Tensor], state: Arrays) -> dict[Path, np.ndarray]:

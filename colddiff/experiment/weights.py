@@ -82,7 +82,7 @@ def read_metadata(path: Path) -> tuple[ConfigDict, int]:
     Raises:
       UserError: the file cannot be read, or was not written by `write_safetensors`.
     """
-    _, metadata = _read_safetensors(path)
+    metadata = _metadata(path)
     try:
         return config_from_json(json.loads(metadata["config"])), int(metadata["step"])
     except (KeyError, TypeError, ValueError) as error:
@@ -98,8 +98,7 @@ def read_params(path: Path, experiment: Experiment) -> Any:
     Raises:
       UserError: as for `read_weights`.
     """
-    arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)[0]
-    shapes = _shapes(experiment)
+    arrays, shapes = _read_arrays(path), _shapes(experiment)
     expected = {_name(p): shape for p, shape in shapes.items()}
     _check(path, arrays, expected, experiment.config, {})
     return unflatten_dict({p: np.asarray(arrays[_name(p)], np.float32) for p in shapes})
@@ -107,8 +106,7 @@ def read_params(path: Path, experiment: Experiment) -> Any:
 
 def _read_ours(path: Path, experiment: Experiment) -> Weights:
     params = read_params(path, experiment)
-    metadata = {} if path.suffix == ".npz" else _read_safetensors(path)[1]
-    step = metadata.get("step", "0")
+    step = _metadata(path).get("step", "0") if path.suffix == ".safetensors" else "0"
     return Weights(int(step) if step.isdecimal() else 0, params, params)
 
 
@@ -134,19 +132,22 @@ def _read_authors(path: Path, experiment: Experiment) -> Weights:
     return Weights(step, sets[0], sets[-1])
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the tensors and the metadata."""
+def _metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a `.safetensors` file, without reading its tensors."""
 
-    def read() -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    def read() -> dict[str, str]:
         with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        return safetensors.numpy.load_file(path), metadata
+            return file.metadata() or {}
 
     return _tried(path, read)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a `.safetensors` or `.npz` file by name."""
+
     def read() -> dict[str, np.ndarray]:
+        if path.suffix == ".safetensors":
+            return safetensors.numpy.load_file(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
@@ -188,12 +189,12 @@ def _check(
         for name in sorted(both)
         if state[name].shape != expected[name]
     ]
-    found = {
+    differences = {
         "missing": sorted(expected.keys() - state.keys()),
         "spare": sorted(state.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    lines = [f"{len(n)} {kind}: {_some(n)}" for kind, n in found.items() if n]
+    lines = [f"{len(n)} {kind}: {_some(n)}" for kind, n in differences.items() if n]
     if not lines:
         for name in sorted(both):
             _check_values(path, name, state[name])

@@ -160,9 +160,13 @@ def _by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _grouped(x: jax.Array) -> jax.Array:
-    """Return `[G, B / G, ...]`, a group for each device, so that loops over B / G stay local."""
-    G = math.gcd(len(x), jax.device_count())
-    return x.reshape(G, len(x) // G, *x.shape[1:])
+    """Return `[G, B / G, ...]`, a group for each device, so that loops over B / G stay local.
+
+    In an exported program B is a symbol, and G = 1.
+    """
+    B = x.shape[0]
+    G = math.gcd(B, jax.device_count()) if isinstance(B, int) else 1
+    return x.reshape(G, B // G, *x.shape[1:])
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:

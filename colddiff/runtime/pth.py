@@ -187,19 +187,19 @@ def _tensors(value: Any) -> list[_Tensor]:
     """
     if not isinstance(value, dict):
         raise UserError(f"it holds a {type(value).__name__}, not a dict of tensors")
-    found = []
+    tensors = []
     for name, member in value.items():
         match member:
             case _Tensor():
-                found.append(member)
+                tensors.append(member)
             case dict():
-                found += _tensors(member)
+                tensors += _tensors(member)
             case None | bool() | int() | float() | str():
                 pass
             case _:
                 kind = type(member).__name__
                 raise UserError(f"its entry {name[:80]!r} is a {kind}, not a tensor")
-    return found
+    return tensors
 
 
 def _storages(tensors: list[_Tensor], size: int) -> list[_Storage]:

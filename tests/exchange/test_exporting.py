@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import call_main, tiny_config
+from ml_collections import ConfigDict
 
 import colddiff
 from colddiff.exchange.exporting import export
@@ -89,6 +90,22 @@ def test_the_program_runs_with_jax_alone(exported, generator, tmp_path):
             np.testing.assert_allclose(found[name], expected, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_program_with_consistency():
+    """Check the other network, whose loops on the CPU run over the images."""
+    config = tiny_config()
+    with config.unlocked():
+        model = dict(width=8, multipliers=(1, 2), time_embedding=True, residual=False)
+        config.model = ConfigDict(dict(name="convnext_unet", dtype="float32", **model))
+        config.sampler.consistency = 4
+        config.sampler.steps = 2
+    experiment = build(config)
+    run = Run(experiment, init_params(experiment, jax.random.key(0)))
+    xT = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
+    found = export_sampler(run, ["cpu"]).call(xT, np.uint32(1))
+    np.testing.assert_allclose(found, run.sample(run.params, xT), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("degradation", "sampler"),
     [
@@ -99,7 +116,7 @@ def test_the_program_runs_with_jax_alone(exported, generator, tmp_path):
 def test_random_programs_draw_from_the_seed(degradation, sampler):
     config = tiny_config()
     with config.unlocked():
-        config.degradation = degradation
+        config.degradation = ConfigDict(degradation)
         config.sampler.name = sampler
     experiment = build(config)
     run = Run(experiment, init_params(experiment, jax.random.key(0)))

@@ -277,6 +277,7 @@ def test_wrong_files_are_refused(what, stored, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_advised_fields_fit(stored, tmp_path):
     path = tmp_path / "model.pt"
     save_arrays(path, trained(stored, "convnext_residual"))
