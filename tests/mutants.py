@@ -489,8 +489,8 @@ MUTANTS = (
     ),
     Mutant(
         "exchange/program.py",
-        "jax.random.key(seed)",
-        "jax.random.key(0)",
+        "image_keys(jax.random.key(seed)",
+        "image_keys(jax.random.key(0)",
         "exchange/test_exporting.py::test_random_programs_draw_from_the_seed",
     ),
 )
