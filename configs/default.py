@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     data.source = "digits"  # digits | color_digits | tfds:NAME | folder:PATH | arrays:PATH
     data.train_split = "train"
     data.test_split = "test"
+    # Scored at checkpoints (train.scored), such as 'train[-1000:]' beside the train_split
+    # 'train[:-1000]', so that train.best never sees the test split; '' for the test split.
+    data.validation_split = ""
     # Pixels a side, or (height, width); `object` lets either replace the other.
     data.image_size = FieldReference(32, field_type=object)
     data.channels = 1  # 1 (gray) or 3 (RGB); an arrays: source may have any number
@@ -66,6 +69,9 @@ def get_config() -> ConfigDict:
     train.optimizer = "adam"
     train.learning_rate = 2e-5
     train.lr_schedule = "constant"  # constant | cosine (to 0 at num_steps)
+    train.warmup_steps = 0  # steps in which the learning rate rises from 0
+    train.clip_norm = 0.0  # largest norm of the gradient; larger ones are scaled down; 0 for any
+    train.weight_decay = 0.0  # AdamW's: each step scales weights by 1 - learning rate × this
     train.ema_decay = 0.995
     train.ema_every = 10  # steps
     train.ema_start = 2000  # before this step the average is a copy of the parameters
@@ -73,7 +79,7 @@ def get_config() -> ConfigDict:
     train.sample_every = 5000  # steps between pictures; 0 for none
     train.checkpoint_every = 5000  # steps
     train.checkpoints_kept = 3
-    train.scored = 0  # test images to score at every checkpoint; 0 for none
+    train.scored = 0  # images to score at every checkpoint; 0 for none
     train.best = ""  # score whose best checkpoint is kept, such as tacos/rmse or tacos/fd/pca
     train.sinks = ()  # trackers that get the numbers of training too: wandb, trackio
 

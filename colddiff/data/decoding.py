@@ -52,6 +52,19 @@ class Records(NamedTuple):
     passed_over: Sequence[Path] = ()
     dtype: np.dtype = np.dtype(np.uint8)
 
+    def part(self, positions: slice) -> "Records":
+        """Return the images at these positions of `order`; they keep their sequence."""
+        order = range(len(self.names)) if self.order is None else self.order
+        chosen = sorted(order[positions])
+        place = {index: new for new, index in enumerate(chosen)}
+        label = None if self.label is None else lambda i: self.label(chosen[i])
+        return self._replace(
+            names=[self.names[index] for index in chosen],
+            open=lambda i: self.open(chosen[i]),
+            label=label,
+            order=None if self.order is None else [place[index] for index in order[positions]],
+        )
+
 
 class Split(NamedTuple):
     """The images of one split, in memory.

@@ -16,7 +16,8 @@ is part of the train step, on the device. The order of training is set in `coldd
 
 A folder's files are often sorted by class, so its subsets are taken in the order of a hash of the
 file names (`Split.order`), and those of arrays in the order of a hash of the index. Subsets of the
-other sources are the first images.
+other sources are the first images. In that order, `train[:-100]` is a split without its last 100
+images, and `train[-100:]` these; TFDS also takes percentages.
 """
 
 import functools
@@ -24,6 +25,7 @@ import hashlib
 import importlib.metadata
 import io
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from colddiff.runtime.errors import UserError, first_line, unknown_name
 
 BLACK = (0, 0, 0)
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
+_PART = re.compile(r"(\w+)\[(-?\d*):(-?\d*)\]")  # of a split: SPLIT[START:STOP]
 _FEW = 100  # with fewer test images, scores are uncertain
 
 
@@ -60,7 +63,7 @@ def load(
 
     Args:
       source: the source's name, as listed at the top of this module.
-      split: 'train' or 'test'; for TFDS any of its splits, such as 'train[:1000]'.
+      split: 'train' or 'test', or a part such as 'train[:1000]'; for TFDS any of its splits.
       size: H = W, or (H, W), in pixels.
       channels: 1 (gray) or 3 (RGB); of arrays any number, the same as in the file.
       background: (R, G, B) in 0..255, visible through transparent pixels.
@@ -206,7 +209,16 @@ def _records(source: str, split: str, channels: int, limit: int) -> Records:
     check_channels(source, channels)
     if limit < 0:
         raise UserError(f"limit={limit} of {source} must be 1 or more, or 0 for all images")
-    return SOURCES[kind](argument, split)
+    if kind == "tfds" or not (part := _PART.fullmatch(split)):
+        return SOURCES[kind](argument, split)
+    whole, start, stop = part.groups()
+    records = SOURCES[kind](argument, whole)
+    chosen = records.part(slice(*(int(text) if text else None for text in (start, stop))))
+    if not chosen.names:
+        raise UserError(
+            f"the split {split} of {source} has no image; {whole} has {len(records.names)}"
+        )
+    return chosen
 
 
 def _digits(argument: str, split: str) -> Records:

@@ -145,16 +145,20 @@ def load_test_images(config: ConfigDict, limit: int) -> np.ndarray:
     return load_split(config, config.data.test_split, limit=limit).images
 
 
-def load_truth(config: ConfigDict, num_images: int | None = None) -> Truth:
-    """Return test images and the test split's feature statistics for `config.eval.features`.
+def load_truth(config: ConfigDict, num_images: int | None = None, *, split: str = "") -> Truth:
+    """Return images of a split and its feature statistics for `config.eval.features`.
 
-    `num_images` is `config.eval.num_images` if None; 0 means all.
+    Args:
+      config: the config.
+      num_images: the number of images; `config.eval.num_images` if None; 0 means all.
+      split: the split; the test split if empty.
     """
+    split = split or config.data.test_split
     spaces = [make_features(name, config) for name in config.eval.features]
-    kept = [of_split(features, config, config.data.test_split) for features in spaces]
+    statistics = [of_split(features, config, split) for features in spaces]
     count = config.eval.num_images if num_images is None else num_images
-    images, _, order = load_split(config, config.data.test_split, limit=count)
-    return Truth(images, order, list(zip(spaces, kept, strict=True)))
+    images, _, order = load_split(config, split, limit=count)
+    return Truth(images, order, list(zip(spaces, statistics, strict=True)))
 
 
 def ways_of(

@@ -363,12 +363,20 @@ def learning_rates(train: ConfigDict) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(train.learning_rate),
         "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, train.num_steps),
     }
-    return named(schedules, "train.lr_schedule", train.lr_schedule)()
+    schedule = named(schedules, "train.lr_schedule", train.lr_schedule)()
+    if not train.warmup_steps:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / train.warmup_steps)
 
 
 def _optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    optimizer = named({"adam": optax.adam}, "train.optimizer", train.optimizer)
-    return optimizer(learning_rates(train))
+    """Return Adam with the config's learning rates, weight decay and limit of the gradient."""
+    named({"adam": optax.adam}, "train.optimizer", train.optimizer)
+    rates, decay = learning_rates(train), train.weight_decay
+    optimizer = optax.adamw(rates, weight_decay=decay) if decay else optax.adam(rates)
+    if not train.clip_norm:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(train.clip_norm), optimizer)
 
 
 def _make(

@@ -40,11 +40,16 @@ SAME_RUN = (
     "data",
     _BATCH,
     "train.optimizer",
+    "train.clip_norm",
+    "train.weight_decay",
     "train.ema_decay",
     "train.ema_every",
     "train.ema_start",
 )
-_FREE = ("data.test_split", "data.threads", "degradation.bank.sharded")
+_FREE = (
+    *("data.test_split", "data.validation_split", "data.threads", "degradation.bank.sharded"),
+    "model.remat",
+)
 # Data locations that may change when a run is loaded.
 _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.bank.limit")
 _ADDED = {  # for saved configs without the field

@@ -12,8 +12,12 @@ from ml_collections import ConfigDict
 
 from colddiff.runtime.errors import UserError, first_line
 
-# Sections that configs saved by earlier versions lack, with the values of configs/default.py.
-_ADDED = {"severity": dict(num_steps=0, batch_size=64, learning_rate=1e-3, width=32)}
+# Fields that configs saved by earlier versions lack, with the values of configs/default.py.
+_ADDED = {
+    "severity": dict(num_steps=0, batch_size=64, learning_rate=1e-3, width=32),
+    "data": dict(validation_split=""),
+    "train": dict(warmup_steps=0, clip_norm=0.0, weight_decay=0.0),
+}
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
@@ -24,9 +28,10 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
 def config_from_json(saved: Mapping[str, Any]) -> ConfigDict:
     """Return the config, locked, that `config_json` saved; lists become tuples again.
 
-    Sections that did not exist when it was saved are added.
+    Fields that did not exist when it was saved are added.
     """
-    return ConfigDict(_with_tuples({**_ADDED, **saved})).lock()
+    added = {name: {**fields, **saved.get(name, {})} for name, fields in _ADDED.items()}
+    return ConfigDict(_with_tuples({**saved, **added})).lock()
 
 
 def _with_tuples(value: Any) -> Any:

@@ -151,7 +151,7 @@ def _least_tile(run: Run) -> int:
 
 def _halvings(run: Run) -> int:
     """Return the number that the network's sides are multiples of, in pixels."""
-    return 2 ** (len(run.config.model.multipliers) - 1)
+    return run.config.model.get("patch", 1) * 2 ** (len(run.config.model.multipliers) - 1)
 
 
 def check_tiles(degradation: Mapping[str, Any], size: tuple[int, int]) -> None:

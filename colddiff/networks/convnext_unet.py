@@ -14,6 +14,7 @@ from colddiff.networks.layers import (
     ConvTranspose,
     LayerNorm,
     check_input,
+    recomputed,
     sinusoidal_embedding,
 )
 from colddiff.networks.pixels import add
@@ -31,6 +32,7 @@ class ConvNeXtUNet(nn.Module):
         one before.
       time_embedding: whether t is an input of the network.
       residual: whether the layers predict x0 - xt instead of x0.
+      remat: recompute each block in the backward pass, which saves memory and costs time.
       dtype: dtype of the computation; parameters are float32.
     """
 
@@ -39,6 +41,7 @@ class ConvNeXtUNet(nn.Module):
     multipliers: Sequence[int] = (1, 2, 4, 8)
     time_embedding: bool = True
     residual: bool = False
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -48,10 +51,11 @@ class ConvNeXtUNet(nn.Module):
         check_input(xt.shape, self.multipliers)
         features = [self.width * m for m in self.multipliers]
         time = self._embed(t) if self.time_embedding else None
+        Block = recomputed(_Block) if self.remat else _Block
 
         def level(x, features, *, first_norm=True):
-            x = _Block(features, norm=first_norm, dtype=self.dtype)(x, time)
-            x = _Block(features, dtype=self.dtype)(x, time)
+            x = Block(features, norm=first_norm, dtype=self.dtype)(x, time)
+            x = Block(features, dtype=self.dtype)(x, time)
             return _LinearAttention(dtype=self.dtype)(x)
 
         x = xt.astype(self.dtype)
@@ -62,16 +66,16 @@ class ConvNeXtUNet(nn.Module):
             if i < len(features) - 1:
                 x = Conv(f, 4, self.dtype, strides=2)(x)
 
-        x = _Block(features[-1], dtype=self.dtype)(x, time)
+        x = Block(features[-1], dtype=self.dtype)(x, time)
         x = _LinearAttention(dtype=self.dtype)(x)
-        x = _Block(features[-1], dtype=self.dtype)(x, time)
+        x = Block(features[-1], dtype=self.dtype)(x, time)
 
         # The first level's skip stays unused, as in the paper's code.
         for f, skip in zip(features[-2::-1], skips[:0:-1], strict=True):
             x = level(jnp.concatenate([x, skip], axis=-1), f)
             x = ConvTranspose(f, dtype=self.dtype)(x)
 
-        x = _Block(self.width, dtype=self.dtype)(x, None)
+        x = Block(self.width, dtype=self.dtype)(x, None)
         x0_hat = Conv(self.channels, 1, self.dtype)(x).astype(jnp.float32)
         return xt + x0_hat if self.residual else x0_hat
 

@@ -182,26 +182,53 @@ def frequencies(width: int) -> jax.Array:
     return jnp.exp(-math.log(10000) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
 
 
-def check_input(shape: tuple[int, ...], multipliers: Sequence[int]) -> None:
-    """Refuse images that cannot be halved for each multiplier after the first.
+def recomputed(block: type[nn.Module], **settings: Any) -> type[nn.Module]:
+    """Return the module, recomputed in the backward pass (`nn.remat`), with the same parameters.
+
+    Flax names parameters after the class, so the class keeps its name.
+    """
+    lifted = nn.remat(block, **settings)
+    lifted.__name__ = block.__name__
+    return lifted
+
+
+def to_patches(x: jax.Array, patch: int) -> jax.Array:
+    """Return images `[B, H / patch, W / patch, patch² C]` of images `[B, H, W, C]`."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // patch, patch, W // patch, patch, C).swapaxes(2, 3)
+    return x.reshape(B, H // patch, W // patch, patch * patch * C)
+
+
+def from_patches(x: jax.Array, patch: int) -> jax.Array:
+    """Return the images that `to_patches` made x of."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H, W, patch, patch, C // patch**2).swapaxes(2, 3)
+    return x.reshape(B, H * patch, W * patch, C // patch**2)
+
+
+def check_input(shape: tuple[int, ...], multipliers: Sequence[int], patch: int = 1) -> None:
+    """Refuse images that cannot be divided by `patch` and halved for each later multiplier.
 
     Raises:
-      UserError: `shape` is not a batch of images whose sides can be halved so often, or a
-        multiplier is not a positive integer.
+      UserError: `shape` is not a batch of images whose sides can be divided so often, or `patch`
+        or a multiplier is not a positive integer.
     """
     levels = len(multipliers)
     if not levels or any(not isinstance(m, int) or m < 1 for m in multipliers):
         raise UserError(f"multipliers={multipliers} must be one or more positive integers")
+    if not isinstance(patch, int) or patch < 1:
+        raise UserError(f"patch={patch} must be a positive integer")
     if len(shape) != 4:
         raise UserError(f"the network takes images [B, H, W, C]; got shape {shape}")
-    unit = 2 ** (levels - 1)
+    unit = patch * 2 ** (levels - 1)
     if wrong := [side for side in shape[1:3] if side % unit]:
         below, above = wrong[0] // unit * unit, -(-wrong[0] // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
         size = wrong[0] if shape[1] == shape[2] else shape[1:3]
         side = "" if shape[1] == shape[2] else f" for {wrong[0]}"
+        parts = f"divided into patches of {patch} and " if patch > 1 else ""
         raise UserError(
-            f"image_size={size} cannot be halved {levels - 1} times, as a network of {levels} "
-            f"multipliers does; it takes multiples of {unit}: use {nearest}{side}, or fewer "
-            "multipliers"
+            f"image_size={size} cannot be {parts}halved {levels - 1} times, as a network of "
+            f"{levels} multipliers does; it takes multiples of {unit}: use {nearest}{side}, or "
+            "fewer multipliers"
         )

@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from colddiff.images import height_width
-from colddiff.networks.layers import Conv, Dense, GroupNorm, check_input, sinusoidal_embedding
+from colddiff.networks.layers import (
+    Conv,
+    Dense,
+    GroupNorm,
+    check_input,
+    from_patches,
+    recomputed,
+    sinusoidal_embedding,
+    to_patches,
+)
 from colddiff.networks.pixels import add
 
 _MOST_SCORES = 2**24  # of one image in memory; with more than 4096 pixels, attention is in parts
@@ -25,9 +34,12 @@ class ResNetUNet(nn.Module):
       multipliers: features of each level in units of `width`; each level is half as large as the
         one before.
       num_blocks: residual blocks per level on the way down; there is one more on the way up.
-      attention_sizes: a level has attention after each block if the longer side of `image_size` is
-        one of these there; the middle always has attention.
+      attention_sizes: a level has attention after each block if the longer side of its images of
+        `image_size` is one of these; the middle always has attention.
       dropout: dropout rate inside the blocks, in training only.
+      patch: the network works on images of a `patch`-th of the size, whose pixels hold `patch`²
+        pixels each; its first level then costs `patch`² times less.
+      remat: recompute each block in the backward pass, which saves memory and costs time.
       dtype: dtype of the computation; parameters are float32.
       image_size: H = W, or (H, W), in pixels, for `attention_sizes`: inputs of another size have
         attention at the same levels, so they take the same parameters. None takes the input's size.
@@ -39,23 +51,26 @@ class ResNetUNet(nn.Module):
     num_blocks: int = 2
     attention_sizes: Sequence[int] = (16,)
     dropout: float = 0.1
+    patch: int = 1
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
     image_size: int | tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, xt: jax.Array, t: jax.Array, *, train: bool = False) -> jax.Array:
         """Return `x0_hat` `[B, H, W, C]`, float32. `train` needs a 'dropout' PRNG key."""
-        check_input(xt.shape, self.multipliers)
+        check_input(xt.shape, self.multipliers, self.patch)
         features = [self.width * m for m in self.multipliers]
         time = self._embed(t)
 
-        longer = max(height_width(self.image_size or xt.shape[1:3]))
+        longer = max(height_width(self.image_size or xt.shape[1:3])) // self.patch
+        Block = recomputed(_Block, static_argnums=(3,)) if self.remat else _Block
 
         def block(x, level):
-            x = _Block(features[level], self.dropout, self.dtype)(x, time, train)
+            x = Block(features[level], self.dropout, self.dtype)(x, time, train)
             return _Attention(self.dtype)(x) if longer >> level in self.attention_sizes else x
 
-        x = Conv(self.width, 3, self.dtype)(xt)
+        x = Conv(self.width, 3, self.dtype)(to_patches(xt, self.patch))
         skips = [x]
         for i, f in enumerate(features):
             for _ in range(self.num_blocks):
@@ -66,9 +81,9 @@ class ResNetUNet(nn.Module):
                 x = Conv(f, 3, self.dtype, strides=2, padding=((0, 1), (0, 1)))(x)
                 skips.append(x)
 
-        x = _Block(features[-1], self.dropout, self.dtype)(x, time, train)
+        x = Block(features[-1], self.dropout, self.dtype)(x, time, train)
         x = _Attention(self.dtype)(x)
-        x = _Block(features[-1], self.dropout, self.dtype)(x, time, train)
+        x = Block(features[-1], self.dropout, self.dtype)(x, time, train)
 
         for i, f in reversed(list(enumerate(features))):
             for _ in range(self.num_blocks + 1):
@@ -77,7 +92,8 @@ class ResNetUNet(nn.Module):
                 x = Conv(f, 3, self.dtype, double=True)(x)
 
         x = nn.swish(GroupNorm(self.dtype)(x))
-        return Conv(self.channels, 3, self.dtype)(x).astype(jnp.float32)
+        x = Conv(self.channels * self.patch**2, 3, self.dtype)(x).astype(jnp.float32)
+        return from_patches(x, self.patch)
 
     def _embed(self, t: jax.Array) -> jax.Array:
         """Return time features `[B, 4 width]`."""

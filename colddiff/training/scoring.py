@@ -17,7 +17,9 @@ from colddiff.runtime.stop import Stop
 
 
 def load_truth(config: ConfigDict) -> evaluate.Truth | None:
-    """Return the test data that checkpoints are scored against; None if they are not scored.
+    """Return the data that checkpoints are scored against; None if they are not scored.
+
+    It is the validation split if the config names one, and else the test split.
 
     Raises:
       UserError: `train.best` names a score that is not measured, or `train.scored` images are too
@@ -28,7 +30,7 @@ def load_truth(config: ConfigDict) -> evaluate.Truth | None:
         if best:
             raise UserError(
                 f"config.train.best={best!r} needs scores, but config.train.scored is 0; set it to "
-                "the number of test images to score"
+                "the number of images to score"
             )
         return None
     sampler, _, score = best.partition("/")
@@ -48,7 +50,7 @@ def load_truth(config: ConfigDict) -> evaluate.Truth | None:
             f"too few or too small for config.train.best={best!r} and config.eval.features="
             f"{features}; FD needs 2 images, KD 4 images, SSIM {SSIM_WINDOW} pixels a side"
         )
-    return evaluate.load_truth(config, count)
+    return evaluate.load_truth(config, count, split=config.data.validation_split)
 
 
 def score(run: Run, truth: evaluate.Truth, stop: Stop) -> dict[str, float]:

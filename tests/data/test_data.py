@@ -367,6 +367,33 @@ def test_subsets_of_a_class_per_folder_hold_all_classes(tmp_path, cache):
         assert np.array_equal(part.images[part.order], whole.images[whole.order[:n]])
 
 
+@pytest.mark.parametrize("sorted_by_class", [True, False])
+def test_parts_of_a_split_share_no_image(sorted_by_class, tmp_path):
+    """Check sizes, labels and that parts of a split sorted by class hold all classes."""
+    source, count = "digits", 1500
+    if sorted_by_class:
+        source, count = f"arrays:{tmp_path / 'a.npz'}", 0
+        values = np.repeat(np.arange(100, dtype=np.uint8), 3).reshape(-1, 1, 1, 1)
+        images = np.broadcast_to(values, (300, 4, 4, 1))
+        np.savez(tmp_path / "a.npz", images=images, labels=np.arange(300) // 100)
+    form = dict(size=4, channels=1)
+    whole, rest, part = (
+        sources.load_split(source, split, **form)
+        for split in ("train", "train[:-30]", "train[-30:]")
+    )
+    assert len(part.images) == 30 and len(rest.images) == len(whole.images) - 30
+    assert not count or len(whole.images) == count
+    together = np.concatenate([rest.images, part.images])
+    assert sorted(map(bytes, together)) == sorted(map(bytes, whole.images))
+    order = whole.order.tolist()
+    for piece, places in ((rest, order[:-30]), (part, order[-30:])):
+        assert np.array_equal(piece.images[piece.order], whole.images[places])
+        assert np.array_equal(piece.labels[piece.order], whole.labels[places])
+    assert not sorted_by_class or {*part.labels.tolist()} == {0, 1, 2}
+    with pytest.raises(UserError, match=r"the split train\[9999:\] of .* has no image"):
+        sources.load(source, "train[9999:]", **form)
+
+
 def test_subsets_of_the_other_sources_are_the_first_images():
     whole = sources.load_split("digits", "test", size=8, channels=1)
     assert np.array_equal(whole.order, np.arange(297)) and len(whole.labels) == 297

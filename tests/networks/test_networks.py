@@ -109,6 +109,48 @@ def test_options_of_the_convnext_unet():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("network", [ConvNeXtUNet, ResNetUNet])
+def test_recomputed_blocks_change_nothing(network):
+    """Compare parameters, outputs and gradients with and without."""
+    x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([1, 7])
+    models = [network(channels=1, width=4, multipliers=(1,), remat=remat) for remat in (0, 1)]
+    params = initial(models[0], x, t)
+
+    def loss(model, params):
+        return jnp.mean(model.apply({"params": params}, x, t) ** 2)
+
+    plain, recomputed = (jax.jit(jax.value_and_grad(lambda p, m=m: loss(m, p))) for m in models)
+    assert "remat" in str(jax.make_jaxpr(lambda p: loss(models[1], p))(params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain(params), recomputed(params)
+    )
+
+
+def test_patches_are_pixels_of_more_channels():
+    """Compare with the same network on images that NumPy has rearranged."""
+    model = ResNetUNet(channels=2, width=4, multipliers=(1,), num_blocks=1, patch=2)
+    inner = model.clone(channels=8, patch=1)
+    x, t = (
+        np.random.default_rng(0).normal(size=(3, 4, 6, 2)).astype(np.float32),
+        jnp.array([1, 2, 3]),
+    )
+
+    def rearranged(x):
+        quarters = [x[:, a::2, b::2] for a in (0, 1) for b in (0, 1)]
+        return np.concatenate(quarters, -1)
+
+    params = {"params": initial(model, x, t)}
+    found = jax.jit(model.apply)(params, x, t)
+    assert found.shape == x.shape
+    expected = jax.jit(inner.apply)(params, rearranged(x), t)
+    np.testing.assert_allclose(rearranged(np.asarray(found)), expected, atol=1e-6)
+    with pytest.raises(
+        UserError, match=r"divided into patches of 2 and halved 0 times.*use 4 or 6"
+    ):
+        shapes_of(model, 5)
+
+
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     x, t = jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), jnp.array([3])
     model = ResNetUNet(channels=1, width=8, multipliers=(1,), dropout=0.5)

@@ -21,7 +21,7 @@ import colddiff
 from colddiff.data.batches import batches
 from colddiff.evaluation import evaluate
 from colddiff.experiment import checkpoint
-from colddiff.experiment.build import build
+from colddiff.experiment.build import build, learning_rates
 from colddiff.experiment.state import TrainState, init_state
 from colddiff.images import to_uint8
 from colddiff.runtime.devices import create_mesh
@@ -94,6 +94,30 @@ def test_the_learning_rate_follows_its_schedule(config):
             update, state = optimizer.update(jnp.ones(()), state)
             updates.append(-float(update))
         np.testing.assert_allclose(updates, config.train.learning_rate * shares, rtol=1e-3)
+
+
+def test_the_learning_rate_warms_up(config):
+    config.train.update({"num_steps": 8, "lr_schedule": "constant", "warmup_steps": 4})
+    rates = [float(learning_rates(config.train)(step)) for step in range(8)]
+    shares = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose(rates, np.array(shares) * config.train.learning_rate, rtol=1e-6)
+
+
+def test_clipping_and_weight_decay_follow_their_formulas(config):
+    """Take two steps of AdamW by hand, in float64, with gradients of norms 5 and 0.1."""
+    config.train.update({"lr_schedule": "constant", "clip_norm": 1.0, "weight_decay": 0.1})
+    rate, p, m, v = config.train.learning_rate, np.array([2.0, -1.0]), 0.0, 0.0
+    optimizer = build(config).optimizer
+    params = jnp.asarray(p, jnp.float32)
+    state = optimizer.init(params)
+    for step, g in enumerate((np.array([3.0, 4.0]), np.array([0.06, 0.08])), 1):
+        updates, state = optimizer.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        g = g / max(1, np.linalg.norm(g))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        moved = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        p = p - rate * (moved + 0.1 * p)
+        np.testing.assert_allclose(params, p, rtol=1e-6)
 
 
 def test_no_two_draws_of_training_share_a_key(config, monkeypatch):
