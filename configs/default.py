@@ -72,6 +72,10 @@ def get_config() -> ConfigDict:
     train.warmup_steps = 0  # steps in which the learning rate rises from 0
     train.clip_norm = 0.0  # largest norm of the gradient; larger ones are scaled down; 0 for any
     train.weight_decay = 0.0  # AdamW's: each step scales weights by 1 - learning rate × this
+    # Further terms of the loss (colddiff/training/further.py), with their weights; 0 for none.
+    # unfold restores iterates of Algorithm 2 too, with gradients through the iterate or not.
+    train.unfold = ConfigDict(dict(weight=0.0, through=False))
+    train.degraded_loss = 0.0  # |D(x̂, s) - D(x0, s)| at a severity s < t
     train.ema_decay = 0.995
     train.ema_every = 10  # steps
     train.ema_start = 2000  # before this step the average is a copy of the parameters

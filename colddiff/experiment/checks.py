@@ -46,6 +46,8 @@ _RANGES = {  # smallest and largest valid values of the config's numbers
     "train.warmup_steps": (0, math.inf),
     "train.clip_norm": (0, math.inf),
     "train.weight_decay": (0, math.inf),
+    "train.unfold.weight": (0, math.inf),
+    "train.degraded_loss": (0, math.inf),
     "train.ema_decay": (0, 1),
     "train.ema_every": (1, math.inf),
     "train.ema_start": (0, math.inf),
@@ -81,7 +83,9 @@ def check_numbers(config: ConfigDict) -> None:
     """Refuse numbers that are missing or out of range; the error names the field."""
     for path, (low, high) in _RANGES.items():
         section, _, field = path.rpartition(".")
-        fields = config.get(section, ConfigDict()) if section else config
+        fields = config
+        for name in filter(None, section.split(".")):
+            fields = fields.get(name, ConfigDict())
         if field not in fields:
             if section == "model" or path in _ADDED:
                 continue  # a field of other models

@@ -16,7 +16,13 @@ from colddiff.runtime.errors import UserError, first_line
 _ADDED = {
     "severity": dict(num_steps=0, batch_size=64, learning_rate=1e-3, width=32),
     "data": dict(validation_split=""),
-    "train": dict(warmup_steps=0, clip_norm=0.0, weight_decay=0.0),
+    "train": dict(
+        warmup_steps=0,
+        clip_norm=0.0,
+        weight_decay=0.0,
+        unfold=dict(weight=0.0, through=False),
+        degraded_loss=0.0,
+    ),
 }
 
 

@@ -57,6 +57,11 @@ def make_example(
     return example
 
 
+def pattern_key(key: jax.Array) -> jax.Array:
+    """Return the key of the pattern that `make_example` degrades an image with."""
+    return jax.random.split(key, 4)[3]
+
+
 def keep_batch(config: ConfigDict, images: sources.Images, workdir: Path, step: int) -> Path:
     """Write the images that a step trained on, and their mosaic; return the path of the images."""
     path = workdir / "diverged" / f"{step:07d}.npz"

@@ -22,9 +22,8 @@ from colddiff.runtime.devices import (
     split_axis,
 )
 from colddiff.sampling.samplers import image_keys
-from colddiff.training.examples import (
-    make_example,
-)
+from colddiff.training.examples import make_example
+from colddiff.training.further import further_losses, make_further
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, jax.Array, Degrade], tuple[TrainState, Metrics]]
@@ -37,14 +36,21 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
 
     `images` is `[accumulation, batch_size, ., ., C]`, uint8 or float32 on [-1, 1]; `degrade` is the
     experiment's.
-    The metrics are scalars: `loss` (l1 on [-1, 1]), `grad_norm`, and `param_norm` after the update.
+    The metrics are scalars: `loss` (l1 on [-1, 1], plus the terms of `training.further` if any),
+    `grad_norm`, and `param_norm` after the update.
     """
     config = experiment.config
 
-    def loss_fn(params, x0, xt, t, key):
-        rngs = {"dropout": key}
-        x0_hat = experiment.model.apply({"params": params}, xt, t, train=True, rngs=rngs)
-        return jnp.mean(jnp.abs(x0_hat - x0))
+    def loss_fn(params, x0, xt, t, key, further):
+        def restore(xt, t, key):
+            rngs = {"dropout": key}
+            return experiment.model.apply({"params": params}, xt, t, train=True, rngs=rngs)
+
+        x0_hat = restore(xt, t, key)
+        loss = jnp.mean(jnp.abs(x0_hat - x0))
+        if further is not None:
+            loss += further_losses(config, restore, further, x0, x0_hat, xt, t, key)
+        return loss
 
     if mesh.shape["fsdp"] > 1:
         loss_fn = _gathering(loss_fn, mesh)
@@ -58,7 +64,8 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
             keys = image_keys(pattern_key, number * batch_size, batch_size)
             x0, xt, t = jax.vmap(make_example(experiment, degrade))(images[number], keys)
             key = jax.random.fold_in(dropout_key, number)
-            return jax.value_and_grad(loss_fn)(params, x0, xt, t, key)
+            further = make_further(experiment, degrade, keys, t)
+            return jax.value_and_grad(loss_fn)(params, x0, xt, t, key, further)
 
         params, total = state.params, loss_and_grads(0, state.params)
         # Not lax.scan: XLA's CPU backend runs convolution gradients ten times slower inside a loop.

@@ -28,6 +28,7 @@ from colddiff.runtime.devices import create_mesh
 from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import image_keys
 from colddiff.training.examples import check_data, make_example, train_batches
+from colddiff.training.further import further_losses, make_further
 from colddiff.training.loop import _divergence, train
 from colddiff.training.step import make_train_step
 
@@ -118,6 +119,63 @@ def test_clipping_and_weight_decay_follow_their_formulas(config):
         moved = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
         p = p - rate * (moved + 0.1 * p)
         np.testing.assert_allclose(params, p, rtol=1e-6)
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_further_terms_follow_their_formulas(through, config):
+    """Compare loss and gradient of a step with the formulas, written out for one batch."""
+    experiment, key = build(config), jax.random.key(3)
+    T = experiment.T
+    x0, x0_hat_noise = jax.random.uniform(key, (2, 8, 16, 16, 1), minval=-1)
+    keys = image_keys(key, 0, 8)
+    t = jnp.array([1, 2, T, T, 3, 4, 1, 2])
+    config.train.unfold.update({"weight": 0.5, "through": through})
+    config.train.degraded_loss = 0.25
+    further = make_further(experiment, experiment.degrade, keys, t)
+    s = further.s
+    assert s[t == 1].tolist() == [0, 0] and np.all((s < t) & ((s > 0) | (t == 1)))
+    patterns = jax.vmap(lambda key: jax.random.split(key, 4)[3])(keys)
+    xt = jax.vmap(experiment.degrade)(x0, t, patterns)
+
+    def restore(w, x, t):  # a restorer with one weight
+        return w * x + 0.1 * t[:, None, None, None] / T
+
+    def terms(w):
+        x0_hat = restore(w, xt, t) + 0.1 * x0_hat_noise
+        args = (x0, x0_hat, xt, t, key)
+        return further_losses(config, lambda x, t, _: restore(w, x, t), further, *args)
+
+    def by_hand(w):
+        x0_hat = restore(w, xt, t) + 0.1 * x0_hat_noise
+        total = 0.0
+        for i in range(8):
+            one = lambda x, s, i=i: experiment.degrade(x, s, patterns[i])  # noqa: E731
+            seen = x0_hat[i] if through else jax.lax.stop_gradient(x0_hat[i])
+            iterate = xt[i] - one(seen, t[i]) + one(seen, s[i])
+            if t[i] > 1:
+                total += 0.5 * jnp.abs(restore(w, iterate[None], s[i][None])[0] - x0[i]).mean()
+            total += 0.25 * jnp.abs(one(x0_hat[i], s[i]) - one(x0[i], s[i])).mean()
+        return total / 8
+
+    for found, expected in zip(
+        *(jax.value_and_grad(f)(0.7) for f in (terms, by_hand)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_step_with_further_terms(config):
+    """Check that the loss grows by the terms, and that FSDP takes them too."""
+    losses = {}
+    for weight, fsdp in ((0.0, 1), (0.5, 1), (0.5, 4)):
+        config.train.unfold.weight = weight
+        mesh = create_mesh(fsdp)
+        experiment = build(config)
+        images = np.full((1, 8, 16, 16, 1), 200, np.uint8)
+        state = init_state(experiment, mesh)
+        _, metrics = make_train_step(experiment, mesh)(state, images, experiment.degrade)
+        losses[weight, fsdp] = float(metrics["loss"])
+    assert losses[0.5, 1] > losses[0.0, 1]
+    np.testing.assert_allclose(losses[0.5, 4], losses[0.5, 1], rtol=1e-5)
 
 
 def test_no_two_draws_of_training_share_a_key(config, monkeypatch):
