@@ -94,7 +94,8 @@ def get_config() -> ConfigDict:
     # steps: number of sampler steps; 0 for every t of T..1. ddim also takes eta, in 0..1
     # (--config.sampler.eta=0.5).
     config.sampler = sampler = ConfigDict()
-    sampler.name = "tacos"  # direct | naive | tacos | ddim | ddpm
+    # direct | naive | tacos | tacos_x0 | second_order | momentum | ddim | ddpm
+    sampler.name = "tacos"
     sampler.steps = 0
     # Data consistency (colddiff/sampling/consistency.py): conjugate-gradient steps that make each
     # estimate of x0 agree with the image to restore, such as 32; 0 for none.

@@ -27,7 +27,8 @@ from colddiff.runtime.errors import UserError
 from colddiff.sampling.samplers import SAMPLERS, Sampler
 
 _HOLES = 16  # random holes whose mean size is compared with that of a mask
-_NEED_PATTERN = ("naive", "tacos")  # samplers that degrade again
+# Samplers that degrade again.
+_NEED_PATTERN = ("naive", "tacos", "tacos_x0", "second_order", "momentum")
 _SAME = 1e-6  # largest difference of two patterns' images if D draws no pattern
 
 
@@ -246,9 +247,9 @@ def _without_pattern(run: Run, sampler: str | Sampler | None) -> str | Sampler:
     consistent = isinstance(sampler, str) and sampler.endswith(CONSISTENT)
     if consistent or sampler in (*_NEED_PATTERN, *map(SAMPLERS.get, _NEED_PATTERN)):
         raise UserError(
-            "naive, tacos and data consistency degrade estimates again, but the random pattern "
-            f"that {name} draws is unknown for your images. Use direct; or ddim, for blends; or "
-            "give a mask, if it is a hole"
+            "naive, tacos with its variants and data consistency degrade estimates again, but the "
+            f"random pattern that {name} draws is unknown for your images. Use direct; or ddim, "
+            "for blends; or give a mask, if it is a hole"
         )
     return sampler
 

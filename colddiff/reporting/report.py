@@ -36,6 +36,9 @@ _TITLES = {
     "direct": "Direct",
     "naive": "Naive (Algorithm 1)",
     "tacos": "Sampled (tacos, Algorithm 2)",
+    "tacos_x0": "Algorithm 2 that ends with R(x, s)",
+    "second_order": "Algorithm 2 of second order",
+    "momentum": "Algorithm 2 with momentum",
     "ddim": "Estimated noise (DDIM)",
     "ddpm": "Estimated noise (DDPM)",
 }

@@ -11,14 +11,14 @@ of the measurement. What D loses stays as it is in x̂.
 `consistent` makes such a rule of any sampler's rule, and changes nothing about the sampler itself.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from colddiff.degradations import split
-from colddiff.sampling.samplers import BatchDegrade, BoundRestore, Sampler
+from colddiff.sampling.samplers import BatchDegrade, BoundRestore, Sampler, init_of
 
 EIGHT_BIT_STD = 2 / 255 / 12**0.5  # of rounding [-1, 1] to 256 levels: uniform within a level
 # Standard deviation of x0 around x̂: an RMSE of .1 on [0, 1], near that of the paper's restorers.
@@ -54,16 +54,25 @@ def consistent(sampler: Sampler, measurement: Measurement, steps: int | jax.Arra
     """
 
     def rule(
-        R: BoundRestore, D: BatchDegrade, x: jax.Array, s: jax.Array, s_next: jax.Array
-    ) -> jax.Array:
+        R: BoundRestore,
+        D: BatchDegrade,
+        x: jax.Array,
+        s: jax.Array,
+        s_next: jax.Array,
+        *memory: Any,
+    ) -> Any:
         def agree(x0_hat: jax.Array) -> jax.Array:
             return project(D, x0_hat, measurement, steps)
 
-        x = sampler(lambda x, s: agree(R(x, s)), D, x, s, s_next)
+        x = sampler(lambda x, s: agree(R(x, s)), D, x, s, s_next, *memory)
+        if memory:
+            x, *memory = x
         is_x0 = jnp.reshape(s_next == 0, (-1, 1, 1, 1))
         x0 = jax.lax.cond(jnp.any(is_x0), agree, lambda x: x, x)
-        return jnp.where(is_x0, x0, x)
+        x = jnp.where(is_x0, x0, x)
+        return (x, *memory) if memory else x
 
+    rule.init = init_of(sampler)
     return rule
 
 

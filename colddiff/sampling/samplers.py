@@ -10,9 +10,12 @@ A sampler is a rule for one step, and `walk` applies it from severity to severit
   x: images at severity s, `[B, H, W, C]`; s and s_next are int32, s_next < s: scalars, or `[B]` if
     each image has its own times.
 
-`direct`, `naive` and `tacos` take any degradation; `ddim` and `ddpm` take only blends with noise or
-another image. For a random degradation, tacos uses D's own pattern (for noise, the paper's "fixed
-noise"); ddim estimates it from x at every step ("estimated noise").
+A rule may remember something from one step to the next (`remembers`). Then it takes its memory as
+a further argument, and returns (x, memory).
+
+`direct`, `naive`, `tacos` and its variants take any degradation; `ddim` and `ddpm` take only blends
+with noise or another image. For a random degradation, tacos uses D's own pattern (for noise, the
+paper's "fixed noise"); ddim estimates it from x at every step ("estimated noise").
 
 Priors draw xT. Networks and metrics are in other modules.
 """
@@ -115,10 +118,87 @@ def ddpm(
     return ddim(R, D, x, s, s_next, eta=1.0)
 
 
+def tacos_x0(
+    R: BoundRestore, D: BatchDegrade, x: jax.Array, s: jax.Array, s_next: jax.Array
+) -> jax.Array:
+    """Take a step of Algorithm 2; but the last step returns R(x, s), as Algorithm 1 does."""
+    x0_hat = R(x, s)
+    moved = x - D(x0_hat, s) + D(x0_hat, s_next)
+    return jnp.where(_per_image(s_next == 0), x0_hat, moved)
+
+
+class Memory(NamedTuple):
+    """What `second_order` and `momentum` remember of the last step.
+
+    Attributes:
+      x0_hat: its estimate of x0, `[B, H, W, C]`.
+      h: its size, int32, like s: s - s_next; 0 before the first step.
+    """
+
+    x0_hat: jax.Array
+    h: jax.Array
+
+
+def remembers(init: Callable[[jax.Array, jax.Array], Any]) -> Callable[[Sampler], Sampler]:
+    """Return a decorator for a rule whose memory begins as `init(xT, s)`, a pytree."""
+
+    def decorate(rule: Sampler) -> Sampler:
+        rule.init = init
+        return rule
+
+    return decorate
+
+
+def _nothing(x: jax.Array, s: jax.Array) -> Memory:
+    return Memory(jnp.zeros_like(x), jnp.zeros_like(s))
+
+
+@remembers(_nothing)
+def second_order(
+    R: BoundRestore,
+    D: BatchDegrade,
+    x: jax.Array,
+    s: jax.Array,
+    s_next: jax.Array,
+    last: Memory,
+) -> tuple[jax.Array, Memory]:
+    """Take a step of Algorithm 2 with x̂ extrapolated to the middle of the step.
+
+    From the last two estimates, which are h' apart, `x̂ + ½ (h / h') (x̂ - x̂')`; the first step takes
+    x̂ itself. Multistep solvers of diffusion models do the like (Lu et al. 2022).
+    """
+    x0_hat, h = R(x, s), s - s_next
+    ratio = h.astype(x.dtype) / jnp.maximum(last.h, 1).astype(x.dtype)
+    share = jnp.where(last.h > 0, 0.5 * ratio, 0.0)
+    ahead = x0_hat + _per_image(share) * (x0_hat - last.x0_hat)
+    return x - D(ahead, s) + D(ahead, s_next), Memory(x0_hat, h)
+
+
+@remembers(_nothing)
+def momentum(
+    R: BoundRestore,
+    D: BatchDegrade,
+    x: jax.Array,
+    s: jax.Array,
+    s_next: jax.Array,
+    last: Memory,
+    *,
+    beta: float | jax.Array = 0.5,
+) -> tuple[jax.Array, Memory]:
+    """Take a step of Algorithm 2 with the moving average `β m + (1 - β) x̂` of the estimates."""
+    x0_hat, h = R(x, s), s - s_next
+    average = beta * last.x0_hat + (1 - beta) * x0_hat
+    average = jnp.where(_per_image(last.h > 0), average, x0_hat)
+    return x - D(average, s) + D(average, s_next), Memory(average, h)
+
+
 SAMPLERS: dict[str, Sampler] = {
     "direct": direct,
     "naive": naive,
     "tacos": tacos,
+    "tacos_x0": tacos_x0,
+    "second_order": second_order,
+    "momentum": momentum,
     "ddim": ddim,
     "ddpm": ddpm,
 }
@@ -154,23 +234,34 @@ def walk(
     times = visited(sampler, jnp.asarray(times, jnp.int32))
     noted_at = jnp.asarray(() if iterates_at is None else iterates_at, jnp.int32)
 
-    def step(x, s, s_next):
-        moved = sampler(R, D, x, s, s_next)
+    init = init_of(sampler)
+
+    def step(x, s, s_next, memory):
+        if init is None:
+            moved = sampler(R, D, x, s, s_next)
+        else:
+            moved, memory = sampler(R, D, x, s, s_next, memory)
         # An image that has reached 0 waits for the others.
-        return jnp.where(_per_image(s > s_next), moved, x) if s.ndim else moved
+        return jnp.where(_per_image(s > s_next), moved, x) if s.ndim else moved, memory
 
     def note(x, s, iterates):
         return jax.vmap(lambda at, old: jnp.where(_per_image(at == s), x, old))(noted_at, iterates)
 
     def body(i, carry):
-        x, iterates = carry
-        x = step(x, times[i], times[i + 1])
-        return x, note(x, times[i + 1], iterates)
+        x, memory, iterates = carry
+        x, memory = step(x, times[i], times[i + 1], memory)
+        return x, memory, note(x, times[i + 1], iterates)
 
     nothing = jnp.full((len(noted_at), *xT.shape), jnp.nan, xT.dtype)
-    start = (xT, note(xT, times[0], nothing))
-    x0, iterates = jax.lax.fori_loop(0, len(times) - 1, body, start)
+    memory = None if init is None else init(xT, times[0])
+    start = (xT, memory, note(xT, times[0], nothing))
+    x0, _, iterates = jax.lax.fori_loop(0, len(times) - 1, body, start)
     return x0 if iterates_at is None else (x0, iterates)
+
+
+def init_of(sampler: Sampler) -> Callable[[jax.Array, jax.Array], Any] | None:
+    """Return the `init` of a rule that `remembers`, or of a Partial of one; None for others."""
+    return getattr(getattr(sampler, "func", sampler), "init", None)
 
 
 def bind_params(restore: Restore, params: Any) -> BoundRestore:

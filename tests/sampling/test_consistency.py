@@ -41,6 +41,7 @@ from colddiff.sampling.samplers import (
     draw_patterns,
     image_keys,
     naive,
+    second_order,
     tacos,
     visited,
     walk,
@@ -216,7 +217,7 @@ def consistently(sampler, restore, degrade, x0, iterates_at=None):
     return walk(rule, R, D, y, times, iterates_at)
 
 
-@pytest.mark.parametrize("sampler", [direct, naive, tacos])
+@pytest.mark.parametrize("sampler", [direct, naive, tacos, second_order])
 def test_a_perfect_restorer_still_gives_x0(sampler, x0):
     found = consistently(sampler, oracle, compose(blur(), mask()), x0)
     np.testing.assert_allclose(found, x0, atol=1e-5)
@@ -231,7 +232,7 @@ def test_x0_agrees_with_the_measurement_and_is_the_last_iterate(x0):
     degrade = mask()
     D = draw_patterns(degrade, KEYS, SHAPE)
     y = D(x0, jnp.int32(T))
-    for sampler in (naive, tacos, brighter):
+    for sampler in (naive, tacos, second_order, brighter):
         found, iterates = consistently(sampler, wrong, degrade, x0, jnp.array([T, 0]))
         assert np.array_equal(iterates[1], found) and np.array_equal(iterates[0], y)
         assert np.abs(D(found, jnp.int32(T)) - y).max() < LEVEL

@@ -205,6 +205,28 @@ def test_iterates_begin_at_the_start_and_end_at_the_result(name, x0, keys):
     np.testing.assert_allclose(result, sample(SAMPLERS[name], *arguments), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["tacos_x0", "second_order", "momentum"])
+def test_variants_of_tacos_are_their_formulas(name, x0, keys):
+    """Walk by hand, over uneven times, with a restorer that is wrong in another way at each t."""
+    times = [10, 6, 5, 1, 0]
+    D = lambda x, s: jax.vmap(BLUR, (0, None, 0))(x, s, keys)  # noqa: E731
+    x, last, average = x0, None, None
+    for i, (s, s_next) in enumerate(itertools.pairwise(times)):
+        x0_hat = wrong(x0, x, jnp.full(len(x0), s))
+        used = x0_hat
+        if name == "second_order" and i > 0:
+            used = x0_hat + 0.5 * (s - s_next) / (times[i - 1] - s) * (x0_hat - last)
+        if name == "momentum":
+            average = used = x0_hat if i == 0 else 0.5 * average + 0.5 * x0_hat
+        x, last = x - D(used, s) + D(used, s_next), x0_hat
+        if name == "tacos_x0" and s_next == 0:
+            x = x0_hat
+    found = sample(SAMPLERS[name], wrong, BLUR, x0, x0, keys, np.array(times))
+    np.testing.assert_allclose(found, x, atol=1e-5)
+    different = sample(tacos, wrong, BLUR, x0, x0, keys, np.array(times))
+    assert np.abs(found - different).max() > 1e-3
+
+
 def test_an_image_does_not_depend_on_its_batch(x0):
     run = lambda x, keys: sample(tacos, wrong, add_e, x, x, keys, np.arange(T, -1, -1))  # noqa: E731
     together = run(x0, image_keys(jax.random.key(1), 7, 3))
