@@ -66,7 +66,7 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
         "All settings are in `config.json`. This command trains the same network again:",
         "",
         "```bash",
-        f"python -m colddiff --config=config.json --workdir=runs/{name}",
+        "python -m colddiff --config=config.json --workdir=again",
         "```",
         "",
         "## Scores",
