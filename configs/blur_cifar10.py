@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
             num_blocks=2,
             attention_sizes=(16,),
             dropout=0.1,
+            patch=1,
+            remat=False,
             dtype="float32",
         )
     )

@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
             num_blocks=1,
             attention_sizes=(8,),
             dropout=0.0,
+            patch=1,
+            remat=False,
             dtype="float32",
         )
     )

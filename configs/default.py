@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
             multipliers=(1, 2, 4, 8),
             time_embedding=True,
             residual=False,
+            remat=False,  # recompute blocks in the backward pass: less memory, more time
             dtype="float32",  # dtype of the computation: float32 | bfloat16
         )
     )

@@ -18,7 +18,8 @@ from colddiff.networks.layers import check_input, sinusoidal_embedding
 class Small(nn.Module):
     """A 3×3 convolution to `width` features, + time, GELU, dropout, a 3×3 convolution back.
 
-    It takes the settings of `ResNetUNet` and ignores `num_blocks` and `attention_sizes`.
+    It takes the settings of `ResNetUNet` and ignores `num_blocks`, `attention_sizes`, `patch` and
+    `remat`.
     """
 
     channels: int
@@ -27,6 +28,8 @@ class Small(nn.Module):
     num_blocks: int = 1
     attention_sizes: Sequence[int] = ()
     dropout: float = 0.0
+    patch: int = 1
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

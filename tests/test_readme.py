@@ -23,7 +23,9 @@ def python_block(word):
 def test_the_notebook_example_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = python_block("colddiff.load(")
-    exec(code.replace("runs/blur_digits", str(trained)), {})
+    pretrained = 'colddiff.load_pretrained("blur_digits")'
+    assert pretrained in code
+    exec(code.replace(pretrained, f"colddiff.load({str(trained)!r})"), {})
     assert (tmp_path / "restored.png").stat().st_size > 1000
 
 

@@ -53,7 +53,7 @@ class Records(NamedTuple):
     dtype: np.dtype = np.dtype(np.uint8)
 
     def part(self, positions: slice) -> "Records":
-        """Return the images at these positions of `order`; they keep their sequence."""
+        """Return the images at these positions of `order`, in the source's order."""
         order = range(len(self.names)) if self.order is None else self.order
         chosen = sorted(order[positions])
         place = {index: new for new, index in enumerate(chosen)}

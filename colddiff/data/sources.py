@@ -42,7 +42,7 @@ from colddiff.runtime.errors import UserError, first_line, unknown_name
 
 BLACK = (0, 0, 0)
 _DIGITS_TRAIN = 1500  # the last 297 digits are the test split
-_PART = re.compile(r"(\w+)\[(-?\d*):(-?\d*)\]")  # of a split: SPLIT[START:STOP]
+_PART = re.compile(r"(\w+)\[((?:-?\d+)?):((?:-?\d+)?)\]")  # of a split: SPLIT[START:STOP]
 _FEW = 100  # with fewer test images, scores are uncertain
 
 

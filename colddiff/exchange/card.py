@@ -12,6 +12,7 @@ import jax
 from clu import parameter_overview
 
 import colddiff
+from colddiff.experiment.saved_config import config_json
 from colddiff.inference.run import Run
 from colddiff.runtime.files import read_json
 
@@ -36,7 +37,9 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
     """
     config, (high, wide, channels) = run.config, run.experiment.image_shape
     shape = f"[B, {high}, {wide}, {channels}]"
-    degradation = config.degradation.name
+    degradation, source = (
+        _without_folder(n) for n in (config.degradation.name, config.data.source)
+    )
     count = parameter_overview.count_parameters(run.params)
     lines = [
         "---",
@@ -44,9 +47,9 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
         "---",
         f"# {name}",
         "",
-        f"This network restores images of {config.data.source} from {degradation}, without noise: "
-        "cold diffusion (Bansal et al., [arXiv 2208.09392](https://arxiv.org/abs/2208.09392)). It "
-        f"was trained with colddiff {colddiff.__version__}, in JAX and Flax.",
+        f"This network restores images of {source} that {degradation} degraded: cold diffusion "
+        "(Bansal et al., [arXiv 2208.09392](https://arxiv.org/abs/2208.09392)). It was exported "
+        f"with colddiff {colddiff.__version__}, for JAX and Flax.",
         "",
     ]
     if evaluation is not None and (evaluation / "samples.png").exists():
@@ -54,14 +57,15 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
     lines += [
         "| | |",
         "|---|---|",
-        f"| images | {config.data.source}, {high}×{wide}, {channels} channels |",
+        f"| images | {source}, {high}×{wide}, {_counted(channels, 'channel')} |",
         f"| degradation | {degradation}, T = {run.T}: {_listed(config.degradation)} |",
         f"| network | {config.model.name}, {count:,} parameters: {_listed(config.model)} |",
-        f"| training | {run.step:,} steps of {config.train.accumulation} × "
-        f"{config.train.batch_size} images, {config.train.optimizer}, learning rate "
-        f"{config.train.learning_rate:g} ({config.train.lr_schedule}), EMA of "
-        f"{config.train.ema_decay:g} every {config.train.ema_every} steps |",
-        f"| sampler | {config.sampler.name}, {run.experiment.steps} steps |",
+        f"| training | {_counted(run.step, 'step') if run.step else 'unknown steps'} of "
+        f"{config.train.accumulation} × {config.train.batch_size} images, "
+        f"{config.train.optimizer}, learning rate {config.train.learning_rate:g} "
+        f"({config.train.lr_schedule}), EMA of {config.train.ema_decay:g} every "
+        f"{_counted(config.train.ema_every, 'step')} |",
+        f"| sampler | {config.sampler.name}, {_counted(len(run.times()) - 1, 'step')} |",
         "",
         "All settings are in `config.json`. This command trains the same network again:",
         "",
@@ -119,10 +123,14 @@ def _front_matter(run: Run, name: str, evaluation: Path | None) -> list[str]:
     }
     report = None if evaluation is None else read_json(evaluation / "report.json")
     if report is not None:
-        data = {"name": report["source"], "type": report["source"], "split": report["split"]}
+        source = _without_folder(report["source"])
+        data = {"name": source, "type": source, "split": report["split"]}
         results = [
             {
-                "task": {"type": "image-to-image", "name": f"{row['name']}, {row['steps']} steps"},
+                "task": {
+                    "type": "image-to-image",
+                    "name": f"{row['name']}, {_counted(row['steps'], 'step')}",
+                },
                 "dataset": data,
                 "metrics": [
                     {"type": kind, "name": title, "value": row[kind]}
@@ -139,11 +147,21 @@ def _front_matter(run: Run, name: str, evaluation: Path | None) -> list[str]:
 def _scores(evaluation: Path | None) -> list[str]:
     """Return the lines of the report."""
     if evaluation is None:
-        return ["Not measured."]
+        return ["There is no report of this step."]
     return (evaluation / "report.md").read_text().strip().splitlines()
 
 
 def _listed(settings: Any) -> str:
-    """Return all settings but the name and T."""
-    shown = {k: v for k, v in settings.items() if k not in ("name", "num_steps")}
-    return ", ".join(f"{k} {v}" for k, v in shown.items())
+    """Return all settings but the name and T, on one line."""
+    shown = {k: v for k, v in config_json(settings).items() if k not in ("name", "num_steps")}
+    return ", ".join(f"{k} {json.dumps(v)}" for k, v in shown.items())
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _without_folder(name: str) -> str:
+    """Return 'folder:PATH' or 'PATH/FILE.py:FUNCTION' without the folders of the path."""
+    kind, colon, rest = name.partition(":")
+    return f"{Path(kind).name}{colon}{Path(rest).name if rest else ''}"

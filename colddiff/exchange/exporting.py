@@ -22,11 +22,12 @@ from colddiff.experiment.weights import FILE, write_safetensors
 from colddiff.inference.run import Run
 from colddiff.inference.severity import FILE as SEVERITY
 from colddiff.runtime.devices import is_first_host, to_host
-from colddiff.runtime.errors import UserError
-from colddiff.runtime.files import atomic_write, write_json, write_text
+from colddiff.runtime.errors import UserError, unknown_name
+from colddiff.runtime.files import atomic_write, check_empty, write_json, write_text
 
-# What is copied from the workdir, where it has it. The prior is looked up by data.json.
-_ALONG = (SEVERITY, "prior", "data.json", "source", "source.json")
+DTYPES = ("float32", "float16", "bfloat16")
+# Files and folders copied from the workdir if they exist. The prior is looked up by data.json.
+_COPIED = (SEVERITY, "prior", "data.json", "source", "source.json")
 
 
 def export(run: Run, folder: Path, *, dtype: str = "float32", with_program: bool = True) -> None:
@@ -35,14 +36,19 @@ def export(run: Run, folder: Path, *, dtype: str = "float32", with_program: bool
     Args:
       run: a trained run.
       folder: the output folder.
-      dtype: type of the numbers in model.safetensors; 'float16' halves the file.
+      dtype: type of the numbers in model.safetensors, one of `DTYPES`.
       with_program: whether to write sampler.jax.
 
     Raises:
-      UserError: the folder holds files, or the sampler cannot be exported. Nothing is written then.
+      UserError: the folder holds files, the sampler cannot be exported, or `dtype` cannot hold the
+        parameters. Nothing is written then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; give another --output")
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    check_empty(folder, "--output")
+    workdir = run.workdir
+    if workdir is not None and any(folder.is_relative_to(workdir / name) for name in _COPIED):
+        raise UserError(f"{folder} lies in a folder that is exported; give another --output")
     params = to_host(run.params)
     sampler = None
     if with_program:
@@ -55,8 +61,8 @@ def export(run: Run, folder: Path, *, dtype: str = "float32", with_program: bool
         with atomic_write(folder / program.FILE) as file:
             file.write(sampler)
     write_json(folder / "config.json", config_json(run.config))
-    for name in _ALONG if run.workdir is not None else ():
-        path = run.workdir / name
+    for name in _COPIED if workdir is not None else ():
+        path = workdir / name
         if path.is_dir():
             shutil.copytree(path, folder / name)
         elif path.exists():

@@ -14,29 +14,28 @@ from colddiff.experiment import checkpoint
 from colddiff.experiment.build import build
 from colddiff.experiment.state import TrainState, state_shardings
 from colddiff.experiment.user_code import check_source
-from colddiff.experiment.weights import FILE, read_weights
+from colddiff.experiment.weights import read_weights
 from colddiff.runtime.devices import check_shared, create_mesh, place
-from colddiff.runtime.errors import UserError
+from colddiff.runtime.files import check_empty
 from colddiff.runtime.lock import alone
 
 
 def import_weights(config: ConfigDict, source: Path, workdir: Path) -> int:
     """Write the weights in a file as the first checkpoint of a new workdir; return its step.
 
-    Training goes on from there by the usual command. The optimiser begins anew, since no file with
-    weights has its moments.
+    Training goes on from there by the usual command. The optimiser's moments start at 0, because
+    files with weights do not hold them.
 
     Args:
       config: the run's settings.
       source: the file (`experiment.weights.read_weights`).
-      workdir: the run's folder, without checkpoints.
+      workdir: the run's folder, new or empty.
 
     Raises:
-      UserError: the config cannot work, the file does not fit it, or the workdir holds a run. In
+      UserError: the config cannot work, the file does not fit it, or the workdir holds files. In
         these cases nothing is written.
     """
-    if (workdir / "checkpoints").is_dir() or (workdir / FILE).exists():
-        raise UserError(f"{workdir} holds a run already; give another --workdir")
+    check_empty(workdir, "--workdir")
     experiment = build(config)
     weights = read_weights(source, experiment)
     shardings = state_shardings(experiment, create_mesh(config.mesh.fsdp))

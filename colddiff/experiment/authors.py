@@ -1,8 +1,8 @@
 """Weights of the paper's released PyTorch networks, as parameters of ours.
 
 Their networks have the same layers, under other names and with other axes (docs/networks.md). They
-take t - 1 where ours take t; `convert` turns the time embedding's first layer, which makes up for
-that exactly. This module reads no files.
+take t - 1 where ours take t: `convert` multiplies the first layer of the time embedding with a
+rotation, which is exact. This module reads no files.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from colddiff.images import height_width
 from colddiff.networks import ConvNeXtUNet, ResNetUNet
 from colddiff.networks.layers import frequencies
 
-Path = tuple[str, ...]  # of a parameter in our tree
+ParamPath = tuple[str, ...]  # of a parameter in our tree
 Arrays = Mapping[str, np.ndarray]
 
 _NETWORKS = ("denoise_fn", "defade_fn")  # what their diffusion classes call the network
@@ -83,8 +83,10 @@ def of_network(state: Arrays) -> dict[str, np.ndarray]:
     return named or others
 
 
-def tensors_of(model: nn.Module, shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Tensor]:
-    """Return their tensor for each parameter of a network of ours.
+def tensors_of(
+    model: nn.Module, shapes: Mapping[ParamPath, tuple[int, ...]]
+) -> dict[ParamPath, Tensor]:
+    """Return the authors' tensor for each parameter of our network.
 
     Args:
       model: a `ConvNeXtUNet` or `ResNetUNet`.
@@ -104,12 +106,12 @@ def tensors_of(model: nn.Module, shapes: Mapping[Path, tuple[int, ...]]) -> dict
     return tensors
 
 
-def convert(tensors: Mapping[Path, Tensor], state: Arrays) -> dict[Path, np.ndarray]:
+def convert(tensors: Mapping[ParamPath, Tensor], state: Arrays) -> dict[ParamPath, np.ndarray]:
     """Return our parameters, float32, from `state`, which holds all `tensors` in their shapes."""
     params = {path: tensor.convert(state[tensor.name]) for path, tensor in tensors.items()}
     if _FIRST_TIME_LAYER in params:
         kernel = params[_FIRST_TIME_LAYER]
-        params[_FIRST_TIME_LAYER] = _one_later(len(kernel)) @ kernel.astype(np.float64)
+        params[_FIRST_TIME_LAYER] = _previous_time(len(kernel)) @ kernel.astype(np.float64)
     return {path: np.ascontiguousarray(a, np.float32) for path, a in params.items()}
 
 
@@ -157,7 +159,7 @@ def fitting_fields(state: Arrays, image_size: Any) -> dict[str, Any]:
 
 
 def _convnext(model: ConvNeXtUNet) -> tuple[dict[str, list[str]], dict[str, dict[str, str]]]:
-    """Return the names of its modules, in the order of their numbers, and of the layers in them."""
+    """Return the authors' names of its modules, by kind and number, and of each kind's layers."""
     levels = range(len(model.multipliers))
     downs, ups = [f"downs.{i}" for i in levels], [f"ups.{i}" for i in levels[:-1]]
 
@@ -222,7 +224,7 @@ def _tensor(name: str, layer: str, leaf: str, shape: tuple[int, ...]) -> Tensor:
     return Tensor(name, there, lambda a: a.reshape(outputs, inputs).T)
 
 
-def _one_later(width: int) -> np.ndarray:
+def _previous_time(width: int) -> np.ndarray:
     """Return the matrix that turns the embedding of t into that of t - 1, float64.
 
     `embedding(t) @ matrix = embedding(t - 1)`: for each frequency f, sin((t-1) f) and cos((t-1) f)

@@ -55,6 +55,7 @@ _PLACES = ("degradation.bank.source", "degradation.bank.split", "degradation.ban
 _ADDED = {  # for saved configs without the field
     "data.background": [0, 0, 0],
     "data.value_range": [],
+    "model.patch": 1,
     "train.sinks": [],
     "sampler.consistency": 0,
     "sampler.noise_std": EIGHT_BIT_STD,

@@ -20,7 +20,7 @@ from colddiff.images import LARGEST, height_width
 from colddiff.runtime.devices import to_host
 from colddiff.runtime.errors import UserError, first_line, unknown_name
 from colddiff.sampling.priors import block_means
-from colddiff.sampling.samplers import Sampler, ddim, ddpm
+from colddiff.sampling.samplers import Sampler, ddim, ddpm, momentum, rule_of
 
 _MOST_LEFT = 0.1  # largest share of an image's contrast left at T, for the prior 'pattern'
 _FARTHEST = 0.1  # largest distance of D(x0, T) from the block means before a warning
@@ -104,16 +104,20 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def check_sampler(sampler: Sampler, degrade: Degrade) -> None:
-    """Refuse a sampler that does not fit the degradation, or whose η is invalid.
+    """Refuse a sampler that does not fit the degradation, or whose η or β is invalid.
 
     Raises:
-      UserError: the sampler is `ddim` or `ddpm`, and `degrade` is no blend; or η is not in 0..1.
+      UserError: the sampler is `ddim` or `ddpm`, and `degrade` is no blend; or η is not in 0..1, or
+        β is not in 0..1.
     """
-    if getattr(sampler, "func", sampler) in (ddim, ddpm):
+    rule, settings = rule_of(sampler), getattr(sampler, "keywords", {})
+    if rule in (ddim, ddpm):
         blend_weights(degrade)
-        eta = getattr(sampler, "keywords", {}).get("eta", 0.0)
-        if not (isinstance(eta, Real | jax.Array) and 0 <= eta <= 1):
-            raise UserError(f"eta={eta!r} of ddim must be a number in 0..1")
+    for name, value in settings.items():
+        if rule in (ddim, momentum) and not (
+            isinstance(value, Real | jax.Array) and 0 <= value <= 1
+        ):
+            raise UserError(f"{name}={value!r} of {rule.__name__} must be a number in 0..1")
 
 
 def check_differentiable(name: str, degrade: Degrade, shape: tuple[int, int, int]) -> None:

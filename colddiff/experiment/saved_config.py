@@ -35,7 +35,15 @@ def config_from_json(saved: Mapping[str, Any]) -> ConfigDict:
     """Return the config, locked, that `config_json` saved; lists become tuples again.
 
     Fields that did not exist when it was saved are added.
+
+    Raises:
+      ValueError: `saved` is no config.
     """
+    sections = ("data", "degradation", "model", "train")
+    if not isinstance(saved, Mapping) or not all(
+        isinstance(saved.get(s), Mapping) for s in sections
+    ):
+        raise ValueError(f"it must have the sections {', '.join(sections)}")
     added = {name: {**fields, **saved.get(name, {})} for name, fields in _ADDED.items()}
     return ConfigDict(_with_tuples({**saved, **added})).lock()
 
@@ -54,11 +62,8 @@ def read_config(path: str | Path) -> ConfigDict:
     """
     path = Path(path).expanduser()
     try:
-        saved = json.loads(path.read_text())
+        return config_from_json(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read: {first_line(error)}; give the config.json of a run's workdir"
+            f"{path} holds no config: {first_line(error)}; give the config.json of a run's workdir"
         ) from error
-    if not isinstance(saved, dict) or "degradation" not in saved:
-        raise UserError(f"{path} holds no config; give the config.json of a run's workdir")
-    return config_from_json(saved)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from colddiff.experiment import authors
 from colddiff.experiment.build import Experiment, init_params
+from colddiff.experiment.checkpoint import check_same
 from colddiff.experiment.saved_config import config_from_json, config_json
 from colddiff.runtime.errors import UserError, first_line
 from colddiff.runtime.files import atomic_write, patiently
@@ -69,8 +70,20 @@ def read_weights(path: Path, experiment: Experiment) -> Weights:
 
 
 def write_safetensors(path: Path, params: Any, config: ConfigDict, step: int, dtype: Any) -> None:
-    """Write parameters under our names as `dtype`, with the config and the step; atomic."""
-    flat = {_name(p): np.asarray(a, dtype) for p, a in flatten_dict(params).items()}
+    """Write parameters under our names as `dtype`, with the config and the step; atomic.
+
+    Raises:
+      UserError: a value is too large for `dtype`.
+    """
+    flat = {}
+    for parameter, array in flatten_dict(params).items():
+        name, array = _name(parameter), np.asarray(array)
+        with np.errstate(over="ignore"):
+            # safetensors writes the buffer as it lies in memory.
+            flat[name] = np.asarray(array, dtype, order="C")
+        if not np.all(np.isfinite(flat[name].astype(np.float32))):
+            largest = np.abs(array).max()
+            raise UserError(f"{name} has values up to {largest:g}, which {dtype} cannot hold")
     metadata = {"format": "flax", "config": json.dumps(config_json(config)), "step": str(step)}
     with atomic_write(path) as file:
         file.write(safetensors.numpy.save(flat, metadata))
@@ -84,12 +97,13 @@ def read_metadata(path: Path) -> tuple[ConfigDict, int]:
     """
     metadata = _metadata(path)
     try:
-        return config_from_json(json.loads(metadata["config"])), int(metadata["step"])
+        config = config_from_json(json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} has no config in its metadata, so it was not exported by colddiff; import it "
             "with --mode=import and a --config"
         ) from error
+    return config, _step(path, metadata.get("step"))
 
 
 def read_params(path: Path, experiment: Experiment) -> Any:
@@ -105,23 +119,30 @@ def read_params(path: Path, experiment: Experiment) -> Any:
 
 
 def _read_ours(path: Path, experiment: Experiment) -> Weights:
+    metadata = _metadata(path) if path.suffix == ".safetensors" else {}
+    if "config" in metadata:
+        # Another residual or eight_bit has the same tensors.
+        saved, _ = read_metadata(path)
+        check_same(("model", "data.eight_bit"), saved, experiment.config, path)
     params = read_params(path, experiment)
-    step = _metadata(path).get("step", "0") if path.suffix == ".safetensors" else "0"
-    return Weights(int(step) if step.isdecimal() else 0, params, params)
+    return Weights(_step(path, metadata.get("step", "0")), params, params)
 
 
 def _read_authors(path: Path, experiment: Experiment) -> Weights:
     content = read_checkpoint(path)
     nested = {"model", "ema"} <= content.keys()
     states = [content["model"], content["ema"]] if nested else [content]
-    if not all(isinstance(s, dict) and _only_arrays(s) for s in states):
-        raise UserError(
-            f"{path} is no checkpoint of the paper's released code: it must hold 'step', 'model' "
-            f"and 'ema', or be a state dict; it has {_some(content)}"
-        )
-    step = content.get("step", 0) if nested else 0
-    if type(step) is not int or step < 0:
-        raise UserError(f"{path} has step={step!r}; it must be a whole number of training steps")
+    for state in states:
+        if not isinstance(state, dict):
+            raise UserError(f"{path} must hold dicts of tensors; 'model' or 'ema' is none")
+        if others := [n for n, tensor in state.items() if not isinstance(tensor, np.ndarray)]:
+            raise UserError(
+                f"{path} must hold 'step', 'model' and 'ema', as the paper's released code saves "
+                f"them, or be a state dict; {others[0]!r} is no tensor"
+            )
+    if getattr(experiment.model, "patch", 1) > 1:
+        raise UserError("the paper's networks have no patches; use --config.model.patch=1")
+    step = _step(path, content.get("step")) if nested else 0
     tensors = authors.tensors_of(experiment.model, _shapes(experiment))
     expected = {tensor.name: tensor.shape for tensor in tensors.values()}
     sets = []
@@ -161,18 +182,22 @@ def _tried(path: Path, read: Callable[[], Any]) -> Any:
         raise UserError(f"{path} cannot be read as {path.suffix}: {first_line(error)}") from error
 
 
-def _shapes(experiment: Experiment) -> dict[authors.Path, tuple[int, ...]]:
+def _shapes(experiment: Experiment) -> dict[authors.ParamPath, tuple[int, ...]]:
     """Return the shapes of the restorer's parameters, by path."""
     params = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
     return {path: leaf.shape for path, leaf in flatten_dict(params).items()}
 
 
-def _name(path: authors.Path) -> str:
+def _name(path: authors.ParamPath) -> str:
     return ".".join(part.lstrip("_") for part in path)
 
 
-def _only_arrays(state: dict[str, Any]) -> bool:
-    return all(isinstance(tensor, np.ndarray) for tensor in state.values())
+def _step(path: Path, step: Any) -> int:
+    """Return a file's step, an integer or its text; refuse what is no number of steps."""
+    text = str(step)
+    if isinstance(step, int | str) and text.isdecimal() and len(text) < 11 and int(text) < 2**31:
+        return int(text)
+    raise UserError(f"{path} has step={text[:40]}; it must be a whole number from 0 to 2³¹ - 1")
 
 
 def _check(
@@ -191,7 +216,7 @@ def _check(
     ]
     differences = {
         "missing": sorted(expected.keys() - state.keys()),
-        "spare": sorted(state.keys() - expected.keys()),
+        "unexpected": sorted(state.keys() - expected.keys()),
         "of another shape": shapes,
     }
     lines = [f"{len(n)} {kind}: {_some(n)}" for kind, n in differences.items() if n]
@@ -199,7 +224,10 @@ def _check(
         for name in sorted(both):
             _check_values(path, name, state[name])
         return
-    advice = f"Give the config of the run that it comes from, now {config.model.name}"
+    advice = (
+        "Use the config that these weights were trained with; this one describes a "
+        f"{config.model.name}"
+    )
     flat = flatten_dict({"model": config.model.to_dict(), "data": config.data.to_dict()}, sep=".")
     if changes := {k: v for k, v in fitting.items() if _plain(flat.get(k)) != _plain(v)}:
         if "model.name" in changes:  # another network takes other settings

@@ -15,7 +15,7 @@ from colddiff.experiment.config_files import locate
 from colddiff.experiment.user_code import source_changes
 from colddiff.experiment.weights import FILE, read_metadata, read_params
 from colddiff.inference.run import Run
-from colddiff.runtime.devices import create_mesh, fsdp_shardings, place, replicate
+from colddiff.runtime.devices import create_mesh, fsdp_shardings, replicate
 from colddiff.runtime.errors import UserError, unknown_name
 
 PRETRAINED = Path(colddiff.__file__).parent / "pretrained"
@@ -66,9 +66,13 @@ def load_pretrained(name: str) -> Run:
         names = (file.stem for file in PRETRAINED.glob("*.safetensors"))
         raise unknown_name("pretrained model", name, names)
     config, step = read_metadata(path)
-    experiment = build(config)
+    return _of_file(path, build(config), step, None)
+
+
+def _of_file(path: Path, experiment: Experiment, step: int, workdir: Path | None) -> Run:
+    """Return the run with the parameters in a file, a copy of them on each device."""
     params = replicate(read_params(path, experiment), create_mesh())
-    return Run(experiment, params, step)
+    return Run(experiment, params, step, workdir)
 
 
 def saved_config(workdir: Path, step: int | str | None = None) -> ConfigDict:
@@ -114,11 +118,7 @@ def _is_export(workdir: Path) -> bool:
 def _load_export(folder: Path, step: int | str | None, config: ConfigDict | None) -> Run:
     """Return the run that `exchange.exporting` wrote to a folder."""
     saved, step = _exported_config(folder, step)
-    experiment = _build(folder, saved, config)
-    params = read_params(folder / FILE, experiment)
-    mesh = create_mesh(experiment.config.mesh.fsdp)
-    params = jax.tree.map(place, params, fsdp_shardings(params, mesh))
-    return Run(experiment, params, step, folder)
+    return _of_file(folder / FILE, _build(folder, saved, config), step, folder)
 
 
 def _exported_config(folder: Path, step: int | str | None) -> tuple[ConfigDict, int]:

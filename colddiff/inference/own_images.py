@@ -24,11 +24,11 @@ from colddiff.inference.run import Restoration, Run
 from colddiff.inference.sizes import Batch, Method, check_tile, restore
 from colddiff.runtime.devices import to_host
 from colddiff.runtime.errors import UserError
-from colddiff.sampling.samplers import SAMPLERS, Sampler
+from colddiff.sampling.samplers import SAMPLERS, Sampler, rule_of
 
 _HOLES = 16  # random holes whose mean size is compared with that of a mask
-# Samplers that degrade again.
-_NEED_PATTERN = ("naive", "tacos", "tacos_x0", "second_order", "momentum")
+# Samplers that degrade estimates again.
+_NEED_PATTERN = sorted(SAMPLERS.keys() - {"direct", "ddim", "ddpm"})
 _SAME = 1e-6  # largest difference of two patterns' images if D draws no pattern
 
 
@@ -245,7 +245,8 @@ def _without_pattern(run: Run, sampler: str | Sampler | None) -> str | Sampler:
         )
         return "direct"
     consistent = isinstance(sampler, str) and sampler.endswith(CONSISTENT)
-    if consistent or sampler in (*_NEED_PATTERN, *map(SAMPLERS.get, _NEED_PATTERN)):
+    rules = [SAMPLERS[name] for name in _NEED_PATTERN]
+    if consistent or sampler in _NEED_PATTERN or rule_of(sampler) in rules:
         raise UserError(
             "naive, tacos with its variants and data consistency degrade estimates again, but the "
             f"random pattern that {name} draws is unknown for your images. Use direct; or ddim, "

@@ -200,7 +200,7 @@ def to_patches(x: jax.Array, patch: int) -> jax.Array:
 
 
 def from_patches(x: jax.Array, patch: int) -> jax.Array:
-    """Return the images that `to_patches` made x of."""
+    """Invert `to_patches`."""
     B, H, W, C = x.shape
     x = x.reshape(B, H, W, patch, patch, C // patch**2).swapaxes(2, 3)
     return x.reshape(B, H * patch, W * patch, C // patch**2)

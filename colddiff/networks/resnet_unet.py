@@ -34,11 +34,11 @@ class ResNetUNet(nn.Module):
       multipliers: features of each level in units of `width`; each level is half as large as the
         one before.
       num_blocks: residual blocks per level on the way down; there is one more on the way up.
-      attention_sizes: a level has attention after each block if the longer side of its images of
-        `image_size` is one of these; the middle always has attention.
+      attention_sizes: a level has attention after each block if the longer side of its features,
+        for images of `image_size`, is one of these; the middle always has attention.
       dropout: dropout rate inside the blocks, in training only.
-      patch: the network works on images of a `patch`-th of the size, whose pixels hold `patch`²
-        pixels each; its first level then costs `patch`² times less.
+      patch: side of the squares of pixels that become the channels of one pixel, at the input and
+        back at the output; the first level then costs `patch`² times less.
       remat: recompute each block in the backward pass, which saves memory and costs time.
       dtype: dtype of the computation; parameters are float32.
       image_size: H = W, or (H, W), in pixels, for `attention_sizes`: inputs of another size have

@@ -181,7 +181,8 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Plot each score at the checkpoints of training, with a curve for each sampler.
 
     Args:
-      evolution: content of evolution.json, `{"num_images": n, "scores": {step: scores_of(.)}}`.
+      evolution: content of evolution.json, `{"num_images": n, "split": name, "scores": {step:
+        scores_of(.)}}`.
     """
     by_kind: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for step, scores in evolution.get("scores", {}).items():
@@ -189,7 +190,8 @@ def evolution_plots(evolution: Mapping[str, Any]) -> dict[str, np.ndarray]:
             sampler, _, kind = name.partition("/")
             series = by_kind.setdefault(kind, {})
             series.setdefault(title_of(sampler), []).append((int(step), value))
-    title = f"{{}} of the first {evolution.get('num_images')} test images"
+    split = evolution.get("split", "test")
+    title = f"{{}} of the first {evolution.get('num_images')} {split} images"
     return {
         kind: plots.curves(
             series,

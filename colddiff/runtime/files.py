@@ -175,6 +175,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def check_empty(folder: Path, flag: str) -> None:
+    """Refuse a folder that holds files, or a file, on any host; `flag` names it in the message."""
+    if not all_hosts(not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists and is not empty; give another {flag}")
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write `value` as JSON, indented by two spaces; an atomic write."""
     write_text(path, json.dumps(value, indent=2) + "\n")

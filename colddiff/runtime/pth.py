@@ -38,10 +38,7 @@ _METADATA = {"_metadata"}  # versions of the modules, which this reader ignores
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"  # first bytes of the two layouts
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the older layout's magic number and version
-_DAMAGED = (
-    *(EOFError, NotImplementedError, OSError, ValueError, zipfile.BadZipFile),
-    RecursionError,  # of a dict that contains itself
-)
+_DAMAGED = (EOFError, NotImplementedError, OSError, ValueError, zipfile.BadZipFile)
 _DIMENSIONS = 8  # more than a tensor of any network has
 _LARGEST = 2**60  # keeps byte counts within 64 bits
 
@@ -98,7 +95,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the dict in a file, such as `{"step": 700, "model": {NAME: array, ...}}`.
 
-    Its values are arrays, as in `read_pth`, numbers, strings, booleans, None, or such dicts.
+    Its values are arrays, as in `read_pth`, integers, strings, booleans, None, or dicts of these.
 
     Raises:
       UserError: as for `read_pth`; or the file contains anything else.
@@ -179,12 +176,14 @@ def _read_legacy(content: bytes) -> dict[str, Any]:
     return found
 
 
-def _tensors(value: Any) -> list[_Tensor]:
-    """Return the tensors of a dict and of the dicts in it.
+def _tensors(value: Any, levels: int = 2) -> list[_Tensor]:
+    """Return the tensors of a dict and of the dicts in it, down to `levels` levels.
 
     Raises:
-      UserError: it is no dict, or it contains anything but tensors, plain values and dicts.
+      UserError: it is no dict, or it contains anything but tensors, plain values and such dicts.
     """
+    if not levels:
+        raise UserError("its dicts are nested too deeply for a state dict")
     if not isinstance(value, dict):
         raise UserError(f"it holds a {type(value).__name__}, not a dict of tensors")
     tensors = []
@@ -193,8 +192,8 @@ def _tensors(value: Any) -> list[_Tensor]:
             case _Tensor():
                 tensors.append(member)
             case dict():
-                tensors += _tensors(member)
-            case None | bool() | int() | float() | str():
+                tensors += _tensors(member, levels - 1)
+            case None | bool() | int() | str():
                 pass
             case _:
                 kind = type(member).__name__

@@ -164,8 +164,8 @@ def second_order(
 ) -> tuple[jax.Array, Memory]:
     """Take a step of Algorithm 2 with x̂ extrapolated to the middle of the step.
 
-    From the last two estimates, which are h' apart, `x̂ + ½ (h / h') (x̂ - x̂')`; the first step takes
-    x̂ itself. Multistep solvers of diffusion models do the like (Lu et al. 2022).
+    It uses `x̂ + ½ (h / h') (x̂ - x̂')`, where x̂' is the estimate of the last step, whose size is h'.
+    The first step uses x̂. Multistep solvers of diffusion models are alike (Lu et al. 2022).
     """
     x0_hat, h = R(x, s), s - s_next
     ratio = h.astype(x.dtype) / jnp.maximum(last.h, 1).astype(x.dtype)
@@ -259,9 +259,16 @@ def walk(
     return x0 if iterates_at is None else (x0, iterates)
 
 
+def rule_of(sampler: Sampler) -> Sampler:
+    """Return the function of a sampler that may be a Partial of it, with its own arguments."""
+    while hasattr(sampler, "func"):
+        sampler = sampler.func
+    return sampler
+
+
 def init_of(sampler: Sampler) -> Callable[[jax.Array, jax.Array], Any] | None:
-    """Return the `init` of a rule that `remembers`, or of a Partial of one; None for others."""
-    return getattr(getattr(sampler, "func", sampler), "init", None)
+    """Return the `init` of a rule that `remembers`; None for others."""
+    return getattr(rule_of(sampler), "init", None)
 
 
 def bind_params(restore: Restore, params: Any) -> BoundRestore:
@@ -310,8 +317,7 @@ def times_of_each(t: np.ndarray, steps: int) -> np.ndarray:
 
 def visited(sampler: Sampler, times: Any) -> Any:
     """Return the members of the array `times` that the sampler visits; `direct` visits two."""
-    is_direct = getattr(sampler, "func", sampler) is direct
-    return times[np.array([0, -1])] if is_direct else times
+    return times[np.array([0, -1])] if rule_of(sampler) is direct else times
 
 
 def marks_of(sampler: Sampler, times: np.ndarray, count: int) -> np.ndarray:

@@ -69,8 +69,8 @@ def further_losses(
     """Return the sum of the weighted terms, a scalar.
 
     With weight λ, `unfold` adds λ |R(x̃, s) - x0|, where x̃ is the iterate that a step of Algorithm
-    2 makes from xt: x̃ = xt - D(x̂, t) + D(x̂, s). Images with t = 1, whose next iterate is x0, do
-    not count. Gradients pass through x̃ if `unfold.through`. With weight μ, `degraded_loss` adds
+    2 makes from xt: x̃ = xt - D(x̂, t) + D(x̂, s). Images with t = 1, whose next iterate is x0, add
+    0. Gradients pass through x̃ if `unfold.through`. With weight μ, `degraded_loss` adds
     μ |D(x̂, s) - D(x0, s)|.
 
     Args:

@@ -102,6 +102,12 @@ def _train(
     config = experiment.config
     state = init_state(experiment, mesh)
     new = checkpoint.last_step(workdir, config) is None
+    if new and (workdir / weights.FILE).exists():
+        raise UserError(
+            f"{workdir} is an export, which cannot be trained; make a workdir of it: --mode=import "
+            f"--input={workdir / weights.FILE} --config={workdir / 'config.json'}, and another "
+            "--workdir"
+        )
     check_source(workdir, config.degradation, accept=accept_source, new=new)
     if new:
         _forget(workdir)
@@ -150,13 +156,8 @@ def _forget(workdir: Path) -> None:
     """Delete what an earlier run without a checkpoint left in the workdir.
 
     Raises:
-      UserError: a file with such a name was not written by colddiff, or the folder is an export.
+      UserError: a file with such a name was not written by colddiff.
     """
-    if (workdir / weights.FILE).exists():
-        raise UserError(
-            f"{workdir} is an export, which cannot be trained; make a workdir of it with "
-            f"--mode=import --input={workdir / weights.FILE} and another --workdir"
-        )
     written = {
         "evolution.json": "num_images",
         "data.json": PIXELS,
@@ -280,7 +281,8 @@ class _Loop:
                 )
                 stopping = True
         for name, value in scores.items():
-            self.events.scalar(f"test/{name}", value, self.run.step)
+            part = "validation" if self.run.config.data.validation_split else "test"
+            self.events.scalar(f"{part}/{name}", value, self.run.step)
         self.events.flush()
         checkpoint.save(self.manager, state, self.run.config, scores or None)
         return stopping

@@ -64,10 +64,11 @@ def score(run: Run, truth: evaluate.Truth, stop: Stop) -> dict[str, float]:
     path = run.workdir / "evolution.json"
     before = read_json(path) or {}
     # A run that resumes from an earlier checkpoint scores the later steps again, so their old
-    # scores are dropped. Scores of another number of images cannot share a curve.
-    same = before.get("num_images") == len(truth.images)
+    # scores are dropped. Scores of other images cannot share a curve.
+    images = {"num_images": len(truth.images), "split": run.config.data.validation_split or "test"}
+    same = {"split": "test", **before}.items() >= images.items()
     earlier = {k: v for k, v in before.get("scores", {}).items() if same and int(k) < run.step}
-    evolution = {"num_images": len(truth.images), "scores": earlier | {str(run.step): scores}}
+    evolution = {**images, "scores": earlier | {str(run.step): scores}}
     if not is_first_host():
         return scores
     write_json(path, evolution)

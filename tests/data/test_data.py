@@ -392,6 +392,8 @@ def test_parts_of_a_split_share_no_image(sorted_by_class, tmp_path):
     assert not sorted_by_class or {*part.labels.tolist()} == {0, 1, 2}
     with pytest.raises(UserError, match=r"the split train\[9999:\] of .* has no image"):
         sources.load(source, "train[9999:]", **form)
+    with pytest.raises(UserError, match=r"unknown split of .* 'train\[-:5\]'"):
+        sources.load(source, "train[-:5]", **form)
 
 
 def test_subsets_of_the_other_sources_are_the_first_images():

@@ -21,6 +21,7 @@ from colddiff.experiment.build import build, init_params
 from colddiff.experiment.weights import read_metadata
 from colddiff.inference.run import Run
 from colddiff.runtime.errors import UserError
+from colddiff.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,46 @@ def test_half_precision_rounds(generator, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, halved)
 
 
+def test_numbers_that_do_not_fit_are_refused(generator, tmp_path):
+    run = colddiff.load(generator)
+    large = dataclasses.replace(run, params=jax.tree.map(lambda a: a + 1e6, run.params))
+    with pytest.raises(UserError, match=r"values up to 1e\+06, which float16 cannot hold"):
+        export(large, tmp_path / "out", dtype="float16", with_program=False)
+    with pytest.raises(UserError, match="unknown dtype 'int8'; valid: bfloat16, float16, float32"):
+        export(run, tmp_path / "out", dtype="int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_order_in_memory_is_written(generator, tmp_path):
+    run = colddiff.load(generator)
+    turned = jax.tree.map(np.asfortranarray, jax.device_get(run.params))
+    export(dataclasses.replace(run, params=turned), tmp_path / "out", with_program=False)
+    again = colddiff.load(tmp_path / "out").params
+    jax.tree.map(np.testing.assert_array_equal, again, run.params)
+
+
+def test_a_degradation_of_ones_own_comes_along(tmp_path):
+    """Export a run of FILE.py:FUNCTION, delete the file, and load the export elsewhere."""
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "from jax.tree_util import Partial\n"
+        "def dim(*, num_steps):\n    return Partial(_dim)\n"
+        "def _dim(x0, t, key):\n    return x0 * (1 - t / 6)\n"
+    )
+    config = tiny_config()
+    with config.unlocked():
+        config.degradation = ConfigDict(dict(name=f"{source}:dim", num_steps=6))
+        config.train.num_steps = 1
+    train(config, tmp_path / "run")
+    export(colddiff.load(tmp_path / "run"), tmp_path / "out", with_program=False)
+    source.unlink()
+    shutil.rmtree(tmp_path / "run")
+    run = colddiff.load(tmp_path / "out")
+    np.testing.assert_allclose(run.degrade(np.ones((16, 16, 1)), 3, jax.random.key(0)), 0.5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "mine.py:dim" in card and str(tmp_path) not in card
+
+
 def test_folders_with_files_are_left(generator, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty; give another --output"):
@@ -163,6 +204,6 @@ def test_folders_with_files_are_left(generator, tmp_path):
 def test_a_run_without_a_workdir(generator, tmp_path):
     run = dataclasses.replace(colddiff.load(generator), workdir=None)
     export(run, tmp_path / "out", with_program=False)
-    assert "Not measured." in (tmp_path / "out" / "README.md").read_text()
+    assert "There is no report of this step." in (tmp_path / "out" / "README.md").read_text()
     _, step = read_metadata(tmp_path / "out" / "model.safetensors")
     assert step == run.step

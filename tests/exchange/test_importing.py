@@ -23,7 +23,7 @@ from colddiff.exchange.importing import import_weights
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import build
 from colddiff.experiment.state import init_state
-from colddiff.experiment.weights import read_weights
+from colddiff.experiment.weights import read_weights, write_safetensors
 from colddiff.runtime.devices import create_mesh
 from colddiff.runtime.errors import UserError
 from colddiff.training.loop import train
@@ -205,13 +205,15 @@ WRONG = {  # file name, its writer, and the message
     "no ema": (
         "model.pt",
         lambda p, s: save_arrays(p, {k: v for k, v in trained(s).items() if k != "ema"}),
-        "must hold 'step', 'model' and 'ema'",
+        "must hold 'step', 'model' and 'ema'.*'step' is no tensor",
     ),
+    "nested": ("model.pt", with_entry(more={"a": {"b": one()}}), "nested too deeply"),
     "step": ("model.pt", with_entry(step=-3), "step=-3"),
+    "huge step": ("model.pt", with_entry(step=2**31), "step=2147483648"),
     "other network": (
         "model.pt",
         changed("resnet"),
-        r"missing: downs.0.0.ds_conv.bias.*spare: conv_in.bias.*--config.model=.*'resnet_unet'",
+        r"missing: downs.0.0.ds_conv.bias.*unexpected: conv_in.bias.*config.model=.*'resnet_unet'",
     ),
     "other widths": (
         "model.pt",
@@ -229,10 +231,10 @@ WRONG = {  # file name, its writer, and the message
         changed(**{"mid_block1.net.1.bias": None}),
         "1 missing: mid_block1.net.1.bias\n",
     ),
-    "one spare": (
+    "one unexpected": (
         "model.pt",
         changed(**{"mid_block1.net.7.bias": one()}),
-        "1 spare: mid_block1.net.7.bias\n",
+        "1 unexpected: mid_block1.net.7.bias\n",
     ),
     "one shape": (
         "model.pt",
@@ -252,12 +254,17 @@ WRONG = {  # file name, its writer, and the message
     "npz of others": (
         "model.npz",
         lambda p, _: np.savez(p, kernel=one()),
-        r"missing: Block_0.Conv_0.bias.*spare: kernel",
+        r"missing: Block_0.Conv_0.bias.*unexpected: kernel",
     ),
     "npz with objects": (
         "model.npz",
         lambda p, _: np.savez(p, kernel=np.array([{}])),
         "cannot be read as .npz",
+    ),
+    "other settings": (
+        "model.safetensors",
+        lambda p, _: write_safetensors(p, {}, config_of("convnext_residual"), 3, "float32"),
+        "model.residual: True saved, False now",
     ),
     "no safetensors": (
         "model.safetensors",
@@ -290,4 +297,4 @@ def test_the_advised_fields_fit(stored, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "holds a checkpoint of step 700" in done.stdout
     done = call_main(*flags, f"--config.model={advised[1]}")
-    assert done.returncode == 2 and "holds a run already" in done.stderr
+    assert done.returncode == 2 and "is not empty" in done.stderr

@@ -56,7 +56,7 @@ def test_no_steps_means_all(config):
         ("model.dtype", "float64", "unknown model.dtype 'float64'; valid: bfloat16, float32"),
         ("train.optimizer", "lion", "unknown train.optimizer 'lion'; valid: adam"),
         ("train.lr_schedule", "step", "unknown train.lr_schedule 'step'; valid: constant, cosine"),
-        ("sampler.name", "sde", "unknown sampler 'sde'; valid: ddim, ddpm, direct, naive, tacos"),
+        ("sampler.name", "sde", "unknown sampler 'sde'; valid: ddim, ddpm, direct, momentum"),
         ("sampler.name", "ddpm", "ddim and ddpm take only blends"),
         ("eval.samplers", ("direct", "ddim"), "ddim and ddpm take only blends"),
         ("sampler", dict(name="tacos", steps=0, eta=1.0), "eta; besides .* tacos takes nothing"),

@@ -147,7 +147,7 @@ def test_wrong_arguments_of_sample(run, x0):
         run.sample(run.params, x0[0])
     with pytest.raises(UserError, match=r"t=-1 must be one severity in 0\.\.T=6"):
         jax.vmap(run.degrade, (0, None, None))(x0, -1, jax.random.key(0))
-    with pytest.raises(UserError, match="unknown sampler 'sde'; valid: ddim, ddpm, direct, naive"):
+    with pytest.raises(UserError, match="unknown sampler 'sde'; valid: ddim, ddpm, direct"):
         run.sample(run.params, x0, sampler="sde")
     for sampler in ("ddim", ddim, Partial(ddim, eta=0.5)):
         with pytest.raises(UserError, match=r"ddim and ddpm take only blends.* use tacos$"):
