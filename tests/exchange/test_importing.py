@@ -32,6 +32,7 @@ OUTPUTS = Path(__file__).with_name("authors.npz")
 CONVNEXT = dict(name="convnext_unet", width=8, multipliers=(1, 2), dtype="float32")
 NETWORKS = {
     "convnext": dict(CONVNEXT, time_embedding=True, residual=False),
+    "convnext_one_level": dict(CONVNEXT, multipliers=(1,), time_embedding=True, residual=False),
     "convnext_residual": dict(CONVNEXT, time_embedding=False, residual=True),
     "convnext_three_levels": dict(
         CONVNEXT, width=10, multipliers=(1, 2, 3), time_embedding=True, residual=True
@@ -113,11 +114,12 @@ def test_a_checkpoint_of_theirs(network, prefix, legacy, stored, tmp_path):
 @pytest.mark.slow
 def test_training_goes_on(stored, tmp_path, caplog):
     """Check the step, the schedule's and the fresh optimiser's counts, and that EMA goes on."""
-    path, workdir, config = tmp_path / "model.pt", tmp_path / "run", config_of("convnext")
+    network = "convnext_one_level"
+    path, workdir, config = tmp_path / "model.pt", tmp_path / "run", config_of(network)
     with config.unlocked():
         config.train.lr_schedule = "cosine"
         config.train.num_steps = STEP + 2
-    save_arrays(path, trained(stored))
+    save_arrays(path, trained(stored, network))
     import_weights(config, path, workdir)
     before = checkpoint.restore_last(workdir, init_state(build(config), create_mesh()))
     weights = read_weights(path, build(config))
