@@ -493,6 +493,61 @@ MUTANTS = (
         "image_keys(jax.random.key(0)",
         "exchange/test_exporting.py::test_random_programs_draw_from_the_seed",
     ),
+    # Samplers with memory, further terms of the loss, and options of training.
+    Mutant(
+        "sampling/samplers.py",
+        "share = jnp.where(last.h > 0, 0.5 * ratio, 0.0)",
+        "share = jnp.where(last.h > 0, ratio, 0.0)",
+        "sampling/test_samplers.py::test_variants_of_tacos_are_their_formulas",
+    ),
+    Mutant(
+        "sampling/samplers.py",
+        "average = jnp.where(_per_image(last.h > 0), average, x0_hat)",
+        "average = average",
+        "sampling/test_samplers.py::test_variants_of_tacos_are_their_formulas",
+    ),
+    Mutant(
+        "sampling/samplers.py",
+        "return jnp.where(_per_image(s_next == 0), x0_hat, moved)",
+        "return moved",
+        "sampling/test_samplers.py::test_variants_of_tacos_are_their_formulas",
+    ),
+    Mutant(
+        "sampling/consistency.py",
+        "    rule.init = init_of(sampler)\n",
+        "",
+        "sampling/test_consistency.py::test_a_perfect_restorer_still_gives_x0",
+    ),
+    Mutant(
+        "training/further.py",
+        "iterate = tacos(lambda x, t: estimate, D, xt, t, s)",
+        "iterate = tacos(lambda x, t: estimate, D, xt, s, t)",
+        "training/test_train.py::test_further_terms_follow_their_formulas",
+    ),
+    Mutant(
+        "training/further.py",
+        "jax.lax.stop_gradient(x0_hat)",
+        "x0_hat",
+        "training/test_train.py::test_further_terms_follow_their_formulas",
+    ),
+    Mutant(
+        "experiment/build.py",
+        "(step + 1) / train.warmup_steps",
+        "step / train.warmup_steps",
+        "training/test_train.py::test_the_learning_rate_warms_up",
+    ),
+    Mutant(
+        "data/decoding.py",
+        "chosen = sorted(order[positions])",
+        "chosen = sorted(range(len(order))[positions])",
+        "data/test_data.py::test_parts_of_a_split_share_no_image",
+    ),
+    Mutant(
+        "networks/layers.py",
+        "patch, W // patch, patch, C).swapaxes(2, 3)",
+        "patch, W // patch, patch, C)",
+        "networks/test_networks.py::test_patches_are_pixels_of_more_channels",
+    ),
 )
 
 

@@ -140,6 +140,7 @@ def two_channels(tmp_path):
     return tmp_path / "waves.npy", images
 
 
+@pytest.mark.slow
 def test_arrays_of_two_channels_and_16_bits_are_trained_on_unrounded(two_channels, tmp_path):
     path, images = two_channels
     work = tmp_path / "run"

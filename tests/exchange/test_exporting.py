@@ -36,6 +36,7 @@ def exported(generator, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_export_is_the_run(exported, generator):
     """Compare the parameters bit for bit, and generated images, which need the prior."""
     run, again = colddiff.load(generator), colddiff.load(exported)
@@ -45,6 +46,7 @@ def test_an_export_is_the_run(exported, generator):
     np.testing.assert_array_equal(*images)
 
 
+@pytest.mark.slow
 def test_modes_take_an_export_as_their_workdir(exported, tmp_path):
     flags = (
         "--mode=generate",
@@ -78,6 +80,7 @@ np.savez(sys.argv[3], **found)
 """
 
 
+@pytest.mark.slow
 def test_the_program_runs_with_jax_alone(exported, generator, tmp_path):
     """Compare with `run.sample`, for several numbers of images."""
     run, rng = colddiff.load(generator), np.random.default_rng(0)
@@ -128,6 +131,7 @@ def test_random_programs_draw_from_the_seed(degradation, sampler):
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_card_tells_what_was_measured(exported, generator):
     text = (exported / "README.md").read_text()
     _, front, body = text.split("---\n", 2)

@@ -41,9 +41,10 @@ def test_a_saved_config_comes_back_with_its_types(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "cannot be read: .*No such file.*; give the config.json of a run"),
-        ("{", "cannot be read: .*; give the config.json of a run"),
-        ('{"step": 3}', "holds no config; give"),
+        (None, "holds no config: .*No such file.*; give the config.json of a run"),
+        ("{", "holds no config: Expecting.*; give the config.json of a run"),
+        ('{"step": 3}', "holds no config: it must have the sections data, .*; give"),
+        ('{"data": 3, "degradation": {}, "model": {}, "train": {}}', "must have the sections"),
     ],
 )
 def test_other_files_are_no_config(text, message, tmp_path):

@@ -126,14 +126,13 @@ def test_further_terms_follow_their_formulas(through, config):
     """Compare loss and gradient of a step with the formulas, written out for one batch."""
     experiment, key = build(config), jax.random.key(3)
     T = experiment.T
-    x0, x0_hat_noise = jax.random.uniform(key, (2, 8, 16, 16, 1), minval=-1)
-    keys = image_keys(key, 0, 8)
-    t = jnp.array([1, 2, T, T, 3, 4, 1, 2])
+    x0, x0_hat_noise = jax.random.uniform(key, (2, 3, 16, 16, 1), minval=-1)
+    keys, t = image_keys(key, 0, 3), jnp.array([1, 4, T])
     config.train.unfold.update({"weight": 0.5, "through": through})
     config.train.degraded_loss = 0.25
     further = make_further(experiment, experiment.degrade, keys, t)
     s = further.s
-    assert s[t == 1].tolist() == [0, 0] and np.all((s < t) & ((s > 0) | (t == 1)))
+    assert s[0] == 0 and np.all(s < t) and np.all(s[1:] > 0)
     patterns = jax.vmap(lambda key: jax.random.split(key, 4)[3])(keys)
     xt = jax.vmap(experiment.degrade)(x0, t, patterns)
 
@@ -148,21 +147,21 @@ def test_further_terms_follow_their_formulas(through, config):
     def by_hand(w):
         x0_hat = restore(w, xt, t) + 0.1 * x0_hat_noise
         total = 0.0
-        for i in range(8):
+        for i in range(3):
             one = lambda x, s, i=i: experiment.degrade(x, s, patterns[i])  # noqa: E731
             seen = x0_hat[i] if through else jax.lax.stop_gradient(x0_hat[i])
             iterate = xt[i] - one(seen, t[i]) + one(seen, s[i])
-            if t[i] > 1:
+            if i > 0:  # t = 1 has no severity below it
                 total += 0.5 * jnp.abs(restore(w, iterate[None], s[i][None])[0] - x0[i]).mean()
             total += 0.25 * jnp.abs(one(x0_hat[i], s[i]) - one(x0[i], s[i])).mean()
-        return total / 8
+        return total / 3
 
-    for found, expected in zip(
-        *(jax.value_and_grad(f)(0.7) for f in (terms, by_hand)), strict=True
-    ):
+    both = (jax.jit(jax.value_and_grad(f))(0.7) for f in (terms, by_hand))
+    for found, expected in zip(*both, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_with_further_terms(config):
     """Check that the loss grows by the terms, and that FSDP takes them too."""
     losses = {}
