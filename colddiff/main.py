@@ -9,6 +9,7 @@ same command, and needs no installation in a checkout.
 
 import logging as python_logging
 import os
+import re
 import sys
 import textwrap
 import threading
@@ -43,8 +44,11 @@ _MODES = {
 # Without --config these use the config that the run in --workdir was trained with.
 _OF_A_RUN = ("evaluate", "generate", "restore", "export", "compare", "degrade")
 _USES = {  # the flags that only some modes take
-    "train_and_evaluate": ("samplers", "steps", "step", "accept_source", "dry_run"),
-    "train": ("accept_source", "dry_run"),
+    "train_and_evaluate": (
+        *("samplers", "steps", "step"),
+        *("accept_source", "stop_after", "dry_run"),
+    ),
+    "train": ("accept_source", "stop_after", "dry_run"),
     "evaluate": ("samplers", "steps", "step", "output"),
     "generate": ("seeds", "step", "output"),
     "restore": ("input", "output", "t", "mask", "tile", "sampler", "steps", "step"),
@@ -152,6 +156,12 @@ _ACCEPT_SOURCE = flags.DEFINE_bool(
     False,
     "Resume training although the source of the degradation FILE.py:FUNCTION has changed.",
 )
+_STOP_AFTER = flags.DEFINE_string(
+    "stop_after",
+    None,
+    "Time after which training saves a checkpoint and ends, such as 90s, 9m or 1.5h. The same "
+    "command resumes. For queues that give a job a limited time.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -206,8 +216,10 @@ def main(argv: Sequence[str]) -> None:
     if _DRY_RUN.value:
         _say(dry_run(config))
         return
-    if "train" in _MODE.value and not train(config, workdir, accept_source=_ACCEPT_SOURCE.value):
-        return  # a signal stopped the training
+    if "train" in _MODE.value:
+        limits = dict(accept_source=_ACCEPT_SOURCE.value, stop_after=_seconds())
+        if not train(config, workdir, **limits):
+            return  # it was stopped
     if "evaluate" in _MODE.value:
         _evaluate(workdirs, configs, steps)
     if _MODE.value == "generate":
@@ -390,6 +402,7 @@ def _check_flags() -> None:
             raise UserError(f"--{name} is not used by --mode={mode}, but by {uses}; leave it out")
     for text in _STEPS.value or ():
         _whole("--steps", text)
+    _seconds()
     step = _step()
     if mode == "train_and_evaluate" and isinstance(step, int):
         raise UserError(
@@ -408,6 +421,17 @@ def _check_flags() -> None:
             "--output is the folder of the table of several runs, but --workdir names one run; "
             "leave it out"
         )
+
+
+def _seconds() -> float | None:
+    """Return the seconds of --stop_after; refuse what is no time."""
+    text = _STOP_AFTER.value
+    if text is None:
+        return None
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if parts is None:
+        raise UserError(f"--stop_after={text} must be a number and s, m or h, such as 90s or 1.5h")
+    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2]]
 
 
 def _step() -> int | str | None:

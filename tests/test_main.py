@@ -161,6 +161,7 @@ def test_the_degrade_mode_needs_no_training(tmp_path):
         (["--mode=compare", "--folder=a=no/such"], "no/such holds 0 generated images"),
         (["--mode=evaluate", "--steps=5,x"], "--steps: 'x' must be a whole number"),
         (["--mode=evaluate", "--workdir=a,b"], "--config cannot be used with several workdirs"),
+        (["--stop_after=9"], "--stop_after=9 must be a number and s, m or h"),
         (["--samplers=typo"], "unknown sampler 'typo'; valid: ddim, ddpm, direct"),
         (["--samplers=direct,ddim"], "ddim and ddpm take only blends"),
         (["--steps=5,x"], "--steps: 'x' must be a whole number"),

@@ -1,7 +1,8 @@
-"""Stopping on Ctrl-C, or on SIGTERM, which schedulers send before they take a machine away."""
+"""Stopping on Ctrl-C, after a given time, or on SIGTERM, which schedulers send before a job ends."""
 
 import signal
 import threading
+import time
 from types import FrameType
 
 import jax
@@ -24,13 +25,15 @@ class Stop:
 
     Python delivers signals to the main thread only. In other threads no signal is recorded.
 
-    Attributes:
-      noted: whether this process has received a signal.
+    Args:
+      mesh: the devices of all hosts.
+      deadline: a time of `time.monotonic` to stop at as well; None for none.
     """
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, mesh: Mesh, deadline: float | None = None):
         self._mesh = mesh
-        self.noted = False
+        self._signalled = False
+        self._deadline = deadline
         self._asked: jax.Array | None = None
         self._before: dict[int, object] = {}
         self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
@@ -44,8 +47,14 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def noted(self) -> bool:
+        """Return whether this process has received a signal, or its deadline has passed."""
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return self._signalled or late
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = True
+        self._signalled = True
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
@@ -54,7 +63,7 @@ class Stop:
         )
 
     def wanted(self) -> bool:
-        """Return whether any host has received a signal; the answer is the same on all hosts.
+        """Return whether any host is to stop; the answer is the same on all hosts.
 
         Every host must call this after every step. With several hosts, each call returns the
         result for the call before, which the devices have computed in the meantime.
@@ -66,10 +75,10 @@ class Stop:
         return before is not None and bool(before)
 
     def check(self) -> None:
-        """Raise an error if any host has received a signal; every host must call this.
+        """Raise an error if any host is to stop; every host must call this.
 
         Raises:
-          StoppedError: a host has received a signal.
+          StoppedError: a host is to stop.
         """
         if self.wanted():
             raise StoppedError

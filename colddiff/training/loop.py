@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,25 +56,34 @@ from colddiff.training.severity import train_severity
 from colddiff.training.step import Metrics, TrainStep, make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> bool:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    accept_source: bool = False,
+    stop_after: float | None = None,
+) -> bool:
     """Train to `config.train.num_steps`, from the last undamaged checkpoint of `workdir` if any.
 
     Then train the severity head, if `config.severity` wants one and `workdir` does not have it.
-    SIGTERM and SIGINT save a checkpoint and end the training.
+    SIGTERM, SIGINT and the end of `stop_after` save a checkpoint and end the training. The head's
+    training, which takes minutes and has no checkpoints, is not begun after that time.
 
     Args:
       config: the run's settings.
       workdir: the run's folder, the same on all hosts.
       accept_source: resume although the source of the user's own degradation has changed.
+      stop_after: seconds after which to stop, counted from this call; None for no limit.
 
     Returns:
-      True if the training is complete; False if a host was told to stop.
+      True if the training is complete; False if it was stopped.
 
     Raises:
       UserError: the config cannot work; the data cannot be read; `workdir` holds another run, or a
         run with other data or another source; another process trains there; or a metric is not
         finite.
     """
+    deadline = None if stop_after is None else time.monotonic() + stop_after
     with log_file() as write_log:
         experiment = build(config)
         mesh = create_mesh(config.mesh.fsdp)
@@ -84,7 +94,9 @@ def train(config: ConfigDict, workdir: Path, *, accept_source: bool = False) -> 
         check_sinks(config.train.sinks)
         check_shared(workdir)
         with alone(workdir):
-            finished = _train(experiment, mesh, workdir, accept_source, write_log)
+            finished = _train(experiment, mesh, workdir, accept_source, deadline, write_log)
+            late = deadline is not None and time.monotonic() >= deadline
+            finished = finished and all_hosts(not late)
             if finished and config.severity.num_steps:
                 write_log(workdir / "log.txt")
                 finished = train_severity(experiment, mesh, workdir)
@@ -96,6 +108,7 @@ def _train(
     mesh: jax.sharding.Mesh,
     workdir: Path,
     accept_source: bool,
+    deadline: float | None,
     write_log: Callable[[Path], None],
 ) -> bool:
     """Train in a workdir that this run has locked; return what `train` returns."""
@@ -132,7 +145,7 @@ def _train(
     images_per_step = settings.batch_size * settings.accumulation
     batches = train_batches(config, mesh, images, start=start, stop=settings.num_steps)
     with (
-        Stop(mesh) as stop,
+        Stop(mesh, deadline) as stop,
         checkpoint.open_manager(
             workdir, keep=settings.checkpoints_kept, best=settings.best
         ) as manager,

@@ -177,6 +177,18 @@ def test_a_step_with_further_terms(config):
     np.testing.assert_allclose(losses[0.5, 4], losses[0.5, 1], rtol=1e-5)
 
 
+def test_time_that_is_over_stops_and_the_next_start_resumes(config, tmp_path, caplog):
+    config.train.num_steps = 3
+    with caplog.at_level("INFO"):
+        assert not train(config, tmp_path, stop_after=0.0)
+    assert "stopped at step 1; run the same command again" in caplog.text
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.all_steps() == [1]
+    assert train(config, tmp_path, stop_after=3600.0)
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.latest_step() == 3
+
+
 def test_no_two_draws_of_training_share_a_key(config, monkeypatch):
     """Record the keys of all draws, in two steps with each of two seeds.
 
