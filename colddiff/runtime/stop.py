@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C, after a given time, or on SIGTERM, which schedulers send before a job ends."""
+"""Stopping on Ctrl-C, after a given time, or on SIGTERM, which queues send before a job ends."""
 
 import signal
 import threading
