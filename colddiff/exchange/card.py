@@ -40,7 +40,6 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
     degradation, source = (
         _without_folder(n) for n in (config.degradation.name, config.data.source)
     )
-    count = parameter_overview.count_parameters(run.params)
     lines = [
         "---",
         *_front_matter(run, name, evaluation),
@@ -55,17 +54,7 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
     if evaluation is not None and (evaluation / "samples.png").exists():
         lines += ["![Test images, degraded and restored](samples.png)", ""]
     lines += [
-        "| | |",
-        "|---|---|",
-        f"| images | {source}, {high}×{wide}, {_counted(channels, 'channel')} |",
-        f"| degradation | {degradation}, T = {run.T}: {_listed(config.degradation)} |",
-        f"| network | {config.model.name}, {count:,} parameters: {_listed(config.model)} |",
-        f"| training | {_counted(run.step, 'step') if run.step else 'unknown steps'} of "
-        f"{config.train.accumulation} × {config.train.batch_size} images, "
-        f"{config.train.optimizer}, learning rate {config.train.learning_rate:g} "
-        f"({config.train.lr_schedule}), EMA of {config.train.ema_decay:g} every "
-        f"{_counted(config.train.ema_every, 'step')} |",
-        f"| sampler | {config.sampler.name}, {_counted(len(run.times()) - 1, 'step')} |",
+        *_facts(run, degradation, source),
         "",
         "All settings are in `config.json`. This command trains the same network again:",
         "",
@@ -112,6 +101,25 @@ def render(run: Run, name: str, evaluation: Path | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _facts(run: Run, degradation: str, source: str) -> list[str]:
+    """Return the lines of the table of the run's images, degradation, network and training."""
+    config, (high, wide, channels) = run.config, run.experiment.image_shape
+    count = parameter_overview.count_parameters(run.params)
+    return [
+        "| | |",
+        "|---|---|",
+        f"| images | {source}, {high}×{wide}, {_counted(channels, 'channel')} |",
+        f"| degradation | {degradation}, T = {run.T}: {_listed(config.degradation)} |",
+        f"| network | {config.model.name}, {count:,} parameters: {_listed(config.model)} |",
+        f"| training | {_counted(run.step, 'step') if run.step else 'unknown steps'} of "
+        f"{config.train.accumulation} × {config.train.batch_size} images, "
+        f"{config.train.optimizer}, learning rate {config.train.learning_rate:g} "
+        f"({config.train.lr_schedule}), EMA of {config.train.ema_decay:g} every "
+        f"{_counted(config.train.ema_every, 'step')} |",
+        f"| sampler | {config.sampler.name}, {_counted(len(run.times()) - 1, 'step')} |",
+    ]
 
 
 def _front_matter(run: Run, name: str, evaluation: Path | None) -> list[str]:

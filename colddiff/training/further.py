@@ -24,24 +24,33 @@ class Further(NamedTuple):
     """What the further terms need of a batch; a pytree.
 
     Attributes:
-      D: the degradation of the batch, with the patterns of its examples.
+      x0: the images, `[B, H, W, C]`.
+      xt: the network's input, `[B, H, W, C]`.
+      t: the severities of xt, `[B]`.
       s: a severity below t for each image, uniform on 1..t-1; 0 where t = 1.
+      D: the degradation of the batch, with the patterns of xt.
     """
 
-    D: BatchDegrade
+    x0: jax.Array
+    xt: jax.Array
+    t: jax.Array
     s: jax.Array
+    D: BatchDegrade
 
 
 def make_further(
-    experiment: Experiment, degrade: Degrade, keys: jax.Array, t: jax.Array
+    experiment: Experiment,
+    degrade: Degrade,
+    keys: jax.Array,
+    example: tuple[jax.Array, jax.Array, jax.Array],
 ) -> Further | None:
     """Return what the further terms need; None if the config has none.
 
     Args:
       experiment: the experiment.
       degrade: its degradation, as an argument of the jitted step.
-      keys: the keys of the examples, `[B]` (`examples.make_example`).
-      t: their severities, `[B]`.
+      keys: the keys of the examples, `[B]`.
+      example: (x0, xt, t) of the batch that `examples.make_example` made with these keys.
     """
     train = experiment.config.train
     if not (train.unfold.weight or train.degraded_loss):
@@ -53,17 +62,14 @@ def make_further(
         return jnp.where(t > 1, s, 0)
 
     D = draw_patterns(degrade, pattern_keys, experiment.image_shape)
-    return Further(D, jax.vmap(draw)(pattern_keys, t))
+    return Further(*example, jax.vmap(draw)(pattern_keys, example[2]), D)
 
 
 def further_losses(
     config: ConfigDict,
     restore: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     further: Further,
-    x0: jax.Array,
     x0_hat: jax.Array,
-    xt: jax.Array,
-    t: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
     """Return the sum of the weighted terms, a scalar.
@@ -77,13 +83,10 @@ def further_losses(
       config: the config.
       restore: `R(xt, t, key)` of the batch, with a dropout key.
       further: what `make_further` returned.
-      x0: the images, `[B, H, W, C]`.
       x0_hat: x̂ = R(xt, t).
-      xt: the network's input.
-      t: its severities, `[B]`.
       key: the dropout key of `x0_hat`.
     """
-    settings, (D, s), total = config.train, further, 0.0
+    settings, (x0, xt, t, s, D), total = config.train, further, 0.0
     if settings.unfold.weight:
         estimate = x0_hat if settings.unfold.through else jax.lax.stop_gradient(x0_hat)
         iterate = tacos(lambda x, t: estimate, D, xt, t, s)

@@ -95,8 +95,6 @@ def train(
         check_shared(workdir)
         with alone(workdir):
             finished = _train(experiment, mesh, workdir, accept_source, deadline, write_log)
-            late = deadline is not None and time.monotonic() >= deadline
-            finished = finished and all_hosts(not late)
             if finished and config.severity.num_steps:
                 write_log(workdir / "log.txt")
                 finished = train_severity(experiment, mesh, workdir)
@@ -161,7 +159,7 @@ def _train(
         run = Run(experiment, None, start, workdir)
         loop = _Loop(run, images, pictured, truth, stop, manager, events, sinks, meter)
         finished = loop.go_on(state, make_train_step(experiment, mesh), batches)
-    # A signal may arrive while the last checkpoint is saved.
+    # A signal or the deadline may arrive while the last checkpoint is saved.
     return finished and all_hosts(not stop.noted)
 
 

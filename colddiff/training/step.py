@@ -49,7 +49,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         x0_hat = restore(xt, t, key)
         loss = jnp.mean(jnp.abs(x0_hat - x0))
         if further is not None:
-            loss += further_losses(config, restore, further, x0, x0_hat, xt, t, key)
+            loss += further_losses(config, restore, further, x0_hat, key)
         return loss
 
     if mesh.shape["fsdp"] > 1:
@@ -64,7 +64,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
             keys = image_keys(pattern_key, number * batch_size, batch_size)
             x0, xt, t = jax.vmap(make_example(experiment, degrade))(images[number], keys)
             key = jax.random.fold_in(dropout_key, number)
-            further = make_further(experiment, degrade, keys, t)
+            further = make_further(experiment, degrade, keys, (x0, xt, t))
             return jax.value_and_grad(loss_fn)(params, x0, xt, t, key, further)
 
         params, total = state.params, loss_and_grads(0, state.params)

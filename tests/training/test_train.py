@@ -130,19 +130,18 @@ def test_further_terms_follow_their_formulas(through, config):
     keys, t = image_keys(key, 0, 3), jnp.array([1, 4, T])
     config.train.unfold.update({"weight": 0.5, "through": through})
     config.train.degraded_loss = 0.25
-    further = make_further(experiment, experiment.degrade, keys, t)
-    s = further.s
-    assert s[0] == 0 and np.all(s < t) and np.all(s[1:] > 0)
     patterns = jax.vmap(lambda key: jax.random.split(key, 4)[3])(keys)
     xt = jax.vmap(experiment.degrade)(x0, t, patterns)
+    further = make_further(experiment, experiment.degrade, keys, (x0, xt, t))
+    s = further.s
+    assert s[0] == 0 and np.all(s < t) and np.all(s[1:] > 0)
 
     def restore(w, x, t):  # a restorer with one weight
         return w * x + 0.1 * t[:, None, None, None] / T
 
     def terms(w):
         x0_hat = restore(w, xt, t) + 0.1 * x0_hat_noise
-        args = (x0, x0_hat, xt, t, key)
-        return further_losses(config, lambda x, t, _: restore(w, x, t), further, *args)
+        return further_losses(config, lambda x, t, _: restore(w, x, t), further, x0_hat, key)
 
     def by_hand(w):
         x0_hat = restore(w, xt, t) + 0.1 * x0_hat_noise
