@@ -129,6 +129,9 @@ def get_config() -> ConfigDict:
     # Feature spaces of Fréchet and kernel distances (colddiff/evaluation/features.py): pixels, pca,
     # classifier (of the source's labels), inception (FID; downloads its weights).
     evaluation.features = ("pca",)
+    # Resamples of the test images, whose scores are written too, for confidence intervals; at most
+    # 10,000 images; 0 for none.
+    evaluation.bootstrap = 0
     evaluation.counts = ()  # subset sizes for additional Fréchet distances
 
     # The paper's (FID, SSIM, RMSE) by row (degraded, direct, tacos), shown beside ours.

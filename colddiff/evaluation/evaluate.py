@@ -8,8 +8,9 @@ the batch size or the devices. `colddiff.reporting` makes tables, plots and pict
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from colddiff.data import sources
-from colddiff.evaluation import metrics
+from colddiff.evaluation import bootstrap, metrics
 from colddiff.evaluation.features import (
     Collected,
     Features,
@@ -91,6 +92,7 @@ class Row(NamedTuple):
       times: the severities that the sampler visits, from T to 0; only T for 'degraded'.
       seconds: time for each image, with the degradation and without compilation.
       consistency: conjugate-gradient steps of data consistency; 0 for none.
+      replicates: rmse, ssim and fd/SPACE of `config.eval.bootstrap` resamples of the images.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Row(NamedTuple):
     seconds: float
     distances: list[Distance]
     consistency: int = 0
+    replicates: Mapping[str, list[float]] = MappingProxyType({})
 
 
 class Report(NamedTuple):
@@ -277,6 +280,8 @@ def _score(
     consistency = 0 if way is None else consistency_steps(config, name)
     sampler = _no_step if way is None else name
     restoration = run.restoration(run.params, sampler, consistency)
+    # Times of one length and their number: one program serves every number of steps.
+    padded = np.pad(times, (0, T + 1 - len(times))), np.int32(len(times) - 1)
     images = truth.images
     mse, ssim, restored = [], [], []
     firsts = range(0, len(images), batch_size)
@@ -288,7 +293,7 @@ def _score(
             # The last batch is padded, so that one compiled program serves all batches.
             batch = np.pad(batch, ((0, batch_size - count), *[(0, 0)] * 3))
             keys = image_keys(jax.random.key(config.seed), first, batch_size)
-            arguments = (restoration, split_rows(batch, mesh), keys, times)
+            arguments = (restoration, split_rows(batch, mesh), keys, *padded)
             if not first:
                 with meter.uncounted():
                     _score_batch.prepare(*arguments)
@@ -302,13 +307,20 @@ def _score(
             between()
         meter.note()
     seconds = (time.monotonic() - began) / len(images)
-    distances = []
+    distances, own = [], {}
     if truth.spaces:
         restored = np.concatenate(restored)[truth.order]
-        distances = [_distance(*space, restored, counts, between) for space in truth.spaces]
+        for features, reference in truth.spaces:
+            found, of = _distance(features, reference, restored, counts, between)
+            distances.append(found)
+            own[features.space] = (of[np.argsort(truth.order)], reference.gaussian)
+    replicates = {}
+    if config.eval.bootstrap:
+        each = {"mse": mse, "ssim": ssim}
+        replicates = bootstrap.replicates(each, own, count=config.eval.bootstrap)
     mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
     scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
-    return Row(name, len(times) - 1, times.tolist(), *scores, consistency)
+    return Row(name, len(times) - 1, times.tolist(), *scores, consistency, replicates)
 
 
 def _distance(
@@ -317,8 +329,8 @@ def _distance(
     images: np.ndarray,
     counts: Sequence[int],
     between: Callable[[], None],
-) -> Distance:
-    """Return the distances between restored images, in `Truth.order`, and the reference."""
+) -> tuple[Distance, np.ndarray]:
+    """Return the distances of restored images, in `Truth.order`, to the reference, and features."""
 
     def each():
         for first in range(0, len(images), _BATCH):
@@ -335,7 +347,7 @@ def _distance(
     # Paired: restored image i was made from image i of the reference.
     kernel = None if few else metrics.kernel_distance(found.first, reference.first, paired=True)
     dimension = reference.dimension
-    return Distance(
+    distance = Distance(
         features.space,
         features.name,
         at[total],
@@ -344,18 +356,23 @@ def _distance(
         dimension,
         few=min(total, reference.count) < dimension,
     )
+    return distance, found.first
 
 
 @functools.partial(network_jit, announce="the sampler and its scores")
 def _score_batch(
-    restoration: Restoration, images: jax.Array, keys: jax.Array, times: jax.Array
+    restoration: Restoration,
+    images: jax.Array,
+    keys: jax.Array,
+    times: jax.Array,
+    count: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return each image's mean squared error and SSIM, both `[B]`, and x0_hat.
 
-    SSIM is NaN if the images are smaller than its window.
+    SSIM is NaN if the images are smaller than its window. The sampler takes `count` steps.
     """
     x0 = to_model_range(images)
-    x0_hat = degrade_and_restore(restoration, x0, keys, times)
+    x0_hat = degrade_and_restore(restoration, x0, keys, times, None, count)
     truth, restored = to_unit(x0), to_unit(x0_hat)
     small = min(images.shape[1:3]) < metrics.SSIM_WINDOW
     ssim = jnp.full(len(images), jnp.nan) if small else metrics.ssim(truth, restored)

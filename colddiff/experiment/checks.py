@@ -66,6 +66,7 @@ _RANGES = {  # smallest and largest valid values of the config's numbers
     "eval.batch_size": (1, math.inf),
     "eval.chunk": (1, math.inf),
     "eval.num_images": (0, math.inf),
+    "eval.bootstrap": (0, math.inf),
     "eval.pictures": (1, math.inf),
 }
 

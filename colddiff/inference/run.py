@@ -84,11 +84,12 @@ def run_sampler(
     times: jax.Array,
     iterates_at: jax.Array | None = None,
     patterns: Any = None,
+    count: jax.Array | None = None,
 ) -> Result:
     """Return the result of `walk` from xT `[B, H, W, C]` with the patterns of `keys` `[B]`.
 
     With data consistency, xT is the measurement. Known `patterns`, one for each image, are used
-    instead of those of the keys.
+    instead of those of the keys. `count` is as for `walk`.
     """
     sampler, restore, degrade, network_input, params, consistency = restoration
     R, D = bind_params(restore, params), BatchDegrade(degrade, patterns, keys)
@@ -99,7 +100,7 @@ def run_sampler(
     if consistency is not None:
         y = Measurement(before_truncation(xT, x), times[0], consistency.noise_std)
         sampler = consistent(sampler, y, consistency.steps)
-    return walk(sampler, R, D, x, times, iterates_at)
+    return walk(sampler, R, D, x, times, iterates_at, count)
 
 
 def degrade_and_restore(
@@ -108,10 +109,11 @@ def degrade_and_restore(
     keys: jax.Array,
     times: jax.Array,
     iterates_at: jax.Array | None = None,
+    count: jax.Array | None = None,
 ) -> Result:
     """Degrade x0 `[B, H, W, C]` to the first of `times` and return the sampler's result."""
     xT = jax.vmap(restoration.degrade, (0, None, 0))(x0, times[0], keys)
-    return run_sampler(restoration, xT, keys, times, iterates_at)
+    return run_sampler(restoration, xT, keys, times, iterates_at, None, count)
 
 
 @dataclass(frozen=True)

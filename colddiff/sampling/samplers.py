@@ -211,6 +211,7 @@ def walk(
     xT: jax.Array,
     times: Times,
     iterates_at: Times | None = None,
+    count: jax.Array | None = None,
 ) -> Result:
     """Return x0: apply the sampler's rule from each of `times` to the next.
 
@@ -224,6 +225,8 @@ def walk(
         or `[N, B]` with a column for each image (`times_of_each`).
       iterates_at: some of the visited times, which all images must share. If given, the result is
         `(x0, iterates)`, with the iterates at those times, `[len(iterates_at), B, H, W, C]`.
+      count: the number of steps to take, which may be traced, so that one program serves every
+        number of steps; `len(times) - 1` if None.
 
     Raises:
       UserError: `times` or `iterates_at` are invalid. Traced ones are not checked.
@@ -255,7 +258,8 @@ def walk(
     nothing = jnp.full((len(noted_at), *xT.shape), jnp.nan, xT.dtype)
     memory = None if init is None else init(xT, times[0])
     start = (xT, memory, note(xT, times[0], nothing))
-    x0, _, iterates = jax.lax.fori_loop(0, len(times) - 1, body, start)
+    count = len(times) - 1 if count is None else count
+    x0, _, iterates = jax.lax.fori_loop(0, count, body, start)
     return x0 if iterates_at is None else (x0, iterates)
 
 

@@ -1,0 +1,81 @@
+"""Bootstrap over images: how far scores would move with other test images.
+
+Every row of a report is scored on the same resamples of the images, so the difference of two rows'
+replicates is paired. `evaluate` computes the scores themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from colddiff.evaluation import metrics
+
+
+class Interval(NamedTuple):
+    """A difference with its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def replicates(
+    scores: Mapping[str, np.ndarray],
+    features: Mapping[str, tuple[np.ndarray, metrics.Gaussian]],
+    *,
+    count: int,
+) -> dict[str, list[float]]:
+    """Return each score of `count` resamples of the images, drawn with replacement.
+
+    The resamples depend on the number of images alone. The RMSE is that of all pixels of the
+    resampled images; other scores are means over them.
+
+    Args:
+      scores: `[N]` values by score: 'mse', whose root is returned as 'rmse', and others.
+      features: by feature space, the restored images' features `[N, D]`, in the order of the
+        images, and the Gaussian of the reference; the result is the Fréchet distance 'fd/SPACE'.
+      count: number of resamples.
+    """
+    sizes = {len(values) for values in scores.values()}
+    sizes |= {len(own) for own, _ in features.values()}
+    (total,) = sizes
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(total, np.full(total, 1 / total), size=count)
+    found = {name: (weights @ np.asarray(v, np.float64) / total) for name, v in scores.items()}
+    if "mse" in found:
+        found["rmse"] = np.sqrt(found.pop("mse"))
+    for space, (own, reference) in features.items():
+        own = np.asarray(own, np.float64)
+        found[f"fd/{space}"] = [
+            metrics.frechet_distance(_weighted(own, w), reference) for w in weights
+        ]
+    return {name: [float(v) for v in values] for name, values in found.items()}
+
+
+def _weighted(features: np.ndarray, weights: np.ndarray) -> metrics.Gaussian:
+    """Return the mean and covariance of features that occur `weights` times."""
+    kept, often = features[weights > 0], weights[weights > 0, None]
+    mean = (often * kept).sum(0) / often.sum()
+    centred = kept - mean
+    return metrics.Gaussian(mean, (often * centred).T @ centred / (often.sum() - 1))
+
+
+def difference(
+    value: float, others: float, own: Sequence[float], theirs: Sequence[float]
+) -> Interval:
+    """Return `value - others` with its paired 95% interval.
+
+    The quantiles are those of the replicates' differences around their mean, because a resample has
+    fewer distinct images, which makes every Fréchet distance larger.
+
+    Args:
+      value: a score.
+      others: the same score of another row.
+      own: replicates of the score.
+      theirs: replicates of the other.
+    """
+    differences = np.asarray(own) - np.asarray(theirs)
+    low, high = np.quantile(differences - differences.mean(), (0.025, 0.975))
+    found = value - others
+    return Interval(found, found + float(low), found + float(high))
