@@ -13,6 +13,4 @@ from colddiff.configs import blur_mnist_small, inpaint_mnist
 
 
 def get_config() -> ConfigDict:
-    config = blur_mnist_small.made_small(inpaint_mnist.get_config())
-    config.train.num_steps = 9000
-    return config
+    return blur_mnist_small.made_small(inpaint_mnist.get_config())
