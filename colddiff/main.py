@@ -45,15 +45,15 @@ _MODES = {
 _OF_A_RUN = ("evaluate", "generate", "restore", "export", "compare", "degrade")
 _USES = {  # the flags that only some modes take
     "train_and_evaluate": (
-        *("samplers", "steps", "step"),
+        *("samplers", "steps", "step", "ema"),
         *("accept_source", "stop_after", "dry_run"),
     ),
     "train": ("accept_source", "stop_after", "dry_run"),
-    "evaluate": ("samplers", "steps", "step", "output"),
-    "generate": ("seeds", "step", "output"),
-    "restore": ("input", "output", "t", "mask", "tile", "sampler", "steps", "step"),
+    "evaluate": ("samplers", "steps", "step", "ema", "output"),
+    "generate": ("seeds", "step", "ema", "output"),
+    "restore": ("input", "output", "t", "mask", "tile", "sampler", "steps", "step", "ema"),
     "import": ("input",),
-    "export": ("output", "step"),
+    "export": ("output", "step", "ema"),
     "compare": ("folder",),
 }
 _NEEDS = {
@@ -138,6 +138,12 @@ _STEP = flags.DEFINE_string(
     None,
     "Step of the checkpoint to load: a number, or best for the best by config.train.best. The "
     "default is the last step.",
+)
+_EMA = flags.DEFINE_float(
+    "ema",
+    None,
+    "Decay of the averaged parameters to load, one of config.train.ema_decays. The default is the "
+    "average of config.train.ema_decay.",
 )
 _SAMPLERS = flags.DEFINE_list(
     "samplers",
@@ -301,11 +307,12 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         if _CONFIG.value and not (_SAMPLERS.value or config.eval.samplers):
             run = Run(build(config), workdir=workdir)  # the Degraded row needs no training
         else:
-            run = load(workdir, step=_step(), config=config)
+            run = load(workdir, step=_step(), ema=_EMA.value, config=config)
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
         # The samplers in the name keep the report of all samplers from being overwritten.
-        name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ())])
+        average = [] if _EMA.value is None else [f"ema-{_EMA.value:g}"]
+        name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ()), *average])
         name = name.replace("+", "-")  # tacos+consistency
         folder = report.write(found, run, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)
@@ -323,7 +330,7 @@ def _generate(workdir: Path, config: ConfigDict) -> None:
     from colddiff.inference.load import load
 
     seeds = parse_seeds(_SEEDS.value)
-    run = load(workdir, step=_step(), config=config)
+    run = load(workdir, step=_step(), ema=_EMA.value, config=config)
     given = _OUTPUT.value
     folder = Path(given).expanduser().absolute() if given else folder_of(run)
     generate(run, seeds, folder)
@@ -341,7 +348,7 @@ def _restore(workdir: Path, config: ConfigDict, steps: list[int]) -> None:
         for text in (_INPUT.value, _OUTPUT.value, _MASK.value)
     )
     choices = (_T.value, mask, _SAMPLER.value, steps[0] if steps else None, _TILE.value)
-    run = load(workdir, step=_step(), config=config)
+    run = load(workdir, step=_step(), ema=_EMA.value, config=config)
     outcome = restore(run, Request(source, output, *choices))
     page = restored.write(outcome, run)
     _say(f"{len(outcome.pictures)} images: {outcome.folder}\npage: {page}\n")
@@ -362,7 +369,7 @@ def _export(workdir: Path, config: ConfigDict) -> None:
     from colddiff.inference.load import load
 
     folder = Path(_OUTPUT.value).expanduser().absolute()
-    export(load(workdir, step=_step(), config=config), folder)
+    export(load(workdir, step=_step(), ema=_EMA.value, config=config), folder)
     _say(f"weights, program and model card: {folder}\n")
 
 

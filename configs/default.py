@@ -80,6 +80,7 @@ def get_config() -> ConfigDict:
     train.ema_decay = 0.995
     train.ema_every = 10  # steps
     train.ema_start = 2000  # before this step the average is a copy of the parameters
+    train.ema_decays = ()  # decays of further averages, such as (0.99, 0.9999); --ema loads one
     train.log_every = 100  # steps
     train.sample_every = 5000  # steps between pictures; 0 for none
     train.checkpoint_every = 5000  # steps

@@ -44,11 +44,13 @@ def import_weights(config: ConfigDict, source: Path, workdir: Path) -> int:
     def begin(params: Any) -> Any:
         return _at_step(experiment.optimizer.init(params), weights.step)
 
+    average = jax.tree.map(place, weights.ema_params, shardings.ema_params)
     state = TrainState(
         step=place(np.int32(weights.step), shardings.step),
         params=params,
-        ema_params=jax.tree.map(place, weights.ema_params, shardings.ema_params),
+        ema_params=average,
         opt_state=jax.jit(begin, out_shardings=shardings.opt_state)(params),
+        more_ema=dict.fromkeys(shardings.more_ema, average),
     )
     check_shared(workdir)
     with alone(workdir):

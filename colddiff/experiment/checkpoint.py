@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import flax.struct
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
@@ -23,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from colddiff.experiment.checksums import checksums
 from colddiff.experiment.saved_config import config_from_json, config_json
-from colddiff.experiment.state import TrainState
+from colddiff.experiment.state import TrainState, ema_name
 from colddiff.runtime.devices import all_hosts, barrier, is_first_host
 from colddiff.runtime.errors import StorageError, UserError, first_line
 from colddiff.runtime.files import file_system_failed, patiently
@@ -45,6 +46,7 @@ SAME_RUN = (
     "train.ema_decay",
     "train.ema_every",
     "train.ema_start",
+    "train.ema_decays",
 )
 _FREE = (
     *("data.test_split", "data.validation_split", "data.threads", "degradation.bank.sharded"),
@@ -56,6 +58,7 @@ _ADDED = {  # for saved configs without the field
     "data.background": [0, 0, 0],
     "data.value_range": [],
     "model.patch": 1,
+    "train.ema_decays": [],
     "train.sinks": [],
     "sampler.consistency": 0,
     "sampler.noise_std": EIGHT_BIT_STD,
@@ -193,8 +196,7 @@ def save(
     """
     step = int(state.step)
     items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state.replace(ema_params=None)),
-        ema_params=ocp.args.StandardSave(state.ema_params),
+        **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
         config=ocp.args.JsonSave(config_json(config)),
         checksums=ocp.args.JsonSave(_checksums(state)),
     )
@@ -290,21 +292,48 @@ def restore_state(manager: Manager, like: TrainState, step: int) -> TrainState:
 
     The caller compares the checksums (`restore_last`).
     """
-    targets = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    targets = _items(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
     items = ocp.args.Composite(
-        state=ocp.args.StandardRestore(targets.replace(ema_params=None)),
-        ema_params=ocp.args.StandardRestore(targets.ema_params),
+        **{name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     )
     restored = _restore(manager, step, items)
-    return restored.state.replace(ema_params=restored.ema_params)
+    more = {name: restored[_item_of(name)] for name in like.more_ema}
+    rest = restored.state
+    return TrainState(rest.step, rest.params, restored.ema_params, rest.opt_state, more)
 
 
-def restore_ema(manager: Manager, like: Any, step: int) -> Any:
-    """Return the averaged parameters saved at `step`, with the shapes and shardings of `like`."""
-    items = ocp.args.Composite(ema_params=ocp.args.StandardRestore(like))
-    ema_params = _restore(manager, step, items).ema_params
-    _verify(manager, step, {"ema_params": checksums(ema_params)})
-    return ema_params
+def restore_ema(manager: Manager, like: Any, step: int, decay: float | None = None) -> Any:
+    """Return the averaged parameters saved at `step`, with the shapes and shardings of `like`.
+
+    They are those of `train.ema_decay` if `decay` is None, else of one of `train.ema_decays`.
+    """
+    name = "ema_params" if decay is None else _item_of(ema_name(decay))
+    items = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
+    params = _restore(manager, step, items)[name]
+    _verify(manager, step, {name: checksums(params)})
+    return params
+
+
+@flax.struct.dataclass
+class _Rest:
+    """The item of a checkpoint with all of the state but its averages; `ema_params` is None."""
+
+    step: Any
+    params: Any
+    ema_params: Any
+    opt_state: Any
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """Return what a checkpoint holds of the state, by item: each average can be read alone."""
+    rest = _Rest(state.step, state.params, None, state.opt_state)
+    more = {_item_of(name): params for name, params in state.more_ema.items()}
+    return {"state": rest, "ema_params": state.ema_params, **more}
+
+
+def _item_of(name: str) -> str:
+    """Return the item of a checkpoint that holds the further average of this `ema_name`."""
+    return f"ema_params_{name}"
 
 
 def restore_config(manager: Manager, step: int) -> ConfigDict:
@@ -315,10 +344,7 @@ def restore_config(manager: Manager, step: int) -> ConfigDict:
 
 def _checksums(state: TrainState) -> dict[str, dict[str, int]]:
     """Return the checksums of a checkpoint's arrays, by item."""
-    return {
-        "state": checksums(state.replace(ema_params=None)),
-        "ema_params": checksums(state.ema_params),
-    }
+    return {name: checksums(item) for name, item in _items(state).items()}
 
 
 def _verify(manager: Manager, step: int, found: Mapping[str, Mapping[str, int]]) -> None:

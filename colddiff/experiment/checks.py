@@ -97,6 +97,14 @@ def check_numbers(config: ConfigDict) -> None:
         elif not low <= value <= high:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
+    decays = config.train.ema_decays
+    if not all(0 <= d <= 1 for d in decays) or len({config.train.ema_decay, *decays}) <= len(
+        decays
+    ):
+        raise UserError(
+            f"config.train.ema_decays={decays} must be different numbers in 0..1, other than "
+            f"train.ema_decay={config.train.ema_decay}"
+        )
     for section in ("prior", "paper"):
         if section not in config:
             raise UserError(f"the config has no {section}; start it from configs/default.py")

@@ -22,6 +22,7 @@ _ADDED = {
         weight_decay=0.0,
         unfold=dict(weight=0.0, through=False),
         degraded_loss=0.0,
+        ema_decays=(),
     ),
     "eval": dict(bootstrap=0),
 }

@@ -26,12 +26,19 @@ class TrainState:
       params: the restorer's parameters.
       ema_params: their moving average, used for sampling.
       opt_state: the optimiser's state in optax.
+      more_ema: further moving averages, by decay (`ema_name`).
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
+    more_ema: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+def ema_name(decay: float) -> str:
+    """Return the name of a further moving average in the state, such as '0.9999'."""
+    return f"{decay:g}"
 
 
 def init_state(experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -48,15 +55,19 @@ def state_shardings(experiment: Experiment, mesh: Mesh) -> TrainState:
 def _initial(experiment: Experiment) -> TrainState:
     params = init_params(experiment, jax.random.key(experiment.config.seed))
     # Copied, because donated buffers must not be shared.
-    ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, ema_params, experiment.optimizer.init(params))
+    copied = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731
+    more = {ema_name(decay): copied() for decay in experiment.config.train.ema_decays}
+    return TrainState(jnp.int32(0), params, copied(), experiment.optimizer.init(params), more)
 
 
-def update_ema(ema_params: Any, params: Any, step: jax.Array, train: ConfigDict) -> Any:
+def update_ema(
+    ema_params: Any, params: Any, step: jax.Array, train: ConfigDict, decay: float | None = None
+) -> Any:
     """Return the average after `step` steps (paper, appendix A: decay .995 every 10 steps).
 
-    Before `train.ema_start` it is a copy of `params`.
+    Before `train.ema_start` it is a copy of `params`. The decay is `train.ema_decay` if None.
     """
-    rate = jnp.where(step % train.ema_every == 0, 1 - train.ema_decay, 0.0)
+    decay = train.ema_decay if decay is None else decay
+    rate = jnp.where(step % train.ema_every == 0, 1 - decay, 0.0)
     rate = jnp.where(step < train.ema_start, 1.0, rate)
     return optax.incremental_update(params, ema_params, rate)

@@ -12,6 +12,7 @@ import colddiff
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import Experiment, build, init_params
 from colddiff.experiment.config_files import locate
+from colddiff.experiment.state import ema_name
 from colddiff.experiment.user_code import source_changes
 from colddiff.experiment.weights import FILE, read_metadata, read_params
 from colddiff.inference.run import Run
@@ -22,13 +23,18 @@ PRETRAINED = Path(colddiff.__file__).parent / "pretrained"
 
 
 def load(
-    workdir: str | Path, *, step: int | str | None = None, config: ConfigDict | None = None
+    workdir: str | Path,
+    *,
+    step: int | str | None = None,
+    ema: float | None = None,
+    config: ConfigDict | None = None,
 ) -> Run:
     """Return the run in `workdir`.
 
     Args:
       workdir: the run's folder, or a folder that `--mode=export` wrote, which has one step.
       step: step of the checkpoint; None for the last, 'best' for the best by `train.best`.
+      ema: one of `train.ema_decays`; the average of `train.ema_decay` if None.
       config: used instead of the saved one; model and degradation must be the same.
 
     Raises:
@@ -37,10 +43,19 @@ def load(
     """
     workdir = Path(workdir).expanduser()
     if _is_export(workdir):
+        if ema is not None:
+            raise UserError(f"{workdir} is an export, which holds one average; leave out ema={ema}")
         return _load_export(workdir, step, config)
     with _open(workdir) as manager:
         step = _chosen(manager, workdir, step)
         saved = _saved_config(manager, workdir, step)
+        decay = None if ema == saved.train.ema_decay else ema
+        if decay not in (None, *saved.train.ema_decays):
+            raise UserError(
+                f"{workdir} holds the averages of the decays {saved.train.ema_decay:g} (the "
+                f"default), {', '.join(map(ema_name, saved.train.ema_decays)) or 'no other'}; not "
+                f"{ema:g}"
+            )
         experiment = _build(workdir, saved, config)
         shapes = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
         mesh = create_mesh(experiment.config.get("mesh", {}).get("fsdp", 1))
@@ -49,7 +64,7 @@ def load(
             shapes,
             fsdp_shardings(shapes, mesh),
         )
-        params = checkpoint.restore_ema(manager, like, step)
+        params = checkpoint.restore_ema(manager, like, step, decay)
     return Run(experiment, params, step, workdir)
 
 
