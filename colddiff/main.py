@@ -311,8 +311,10 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
         # The samplers in the name keep the report of all samplers from being overwritten.
-        average = [] if _EMA.value is None else [f"ema-{_EMA.value:g}"]
-        name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ()), *average])
+        others = [] if _EMA.value is None else [f"ema-{_EMA.value:g}"]
+        if config.sampler.get("spacing", "even") != "even":
+            others.append(config.sampler.spacing)
+        name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ()), *others])
         name = name.replace("+", "-")  # tacos+consistency
         folder = report.write(found, run, name=name)
         title = workdir.name if workdir.name not in reports else str(workdir)

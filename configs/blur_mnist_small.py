@@ -36,6 +36,7 @@ def made_small(config: ConfigDict) -> ConfigDict:
     config.data.train_split = "train[:-2000]"
     config.data.validation_split = "train[-2000:]"  # to choose samplers and settings on
     config.train.num_steps = 16_000
+    config.train.batch_size = 32
     config.train.accumulation = 1
     config.train.learning_rate = 1e-3
     config.train.lr_schedule = "cosine"

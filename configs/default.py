@@ -99,6 +99,9 @@ def get_config() -> ConfigDict:
     # direct | naive | tacos | tacos_x0 | second_order | momentum | ddim | ddpm
     sampler.name = "tacos"
     sampler.steps = 0
+    # even: steps of equally many severities. change: steps in which D changes equally much, as
+    # measured on training images.
+    sampler.spacing = "even"
     # Data consistency (colddiff/sampling/consistency.py): conjugate-gradient steps that make each
     # estimate of x0 agree with the image to restore, such as 32; 0 for none.
     sampler.consistency = 0

@@ -276,7 +276,7 @@ def _score(
     batch_size = min(config.eval.batch_size, len(truth.images))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     name = "degraded" if way is None else way.sampler
-    times = np.array([T]) if way is None else times_between(T, way.steps)
+    times = np.array([T]) if way is None else run.times(way.steps)
     consistency = 0 if way is None else consistency_steps(config, name)
     sampler = _no_step if way is None else name
     restoration = run.restoration(run.params, sampler, consistency)

@@ -188,7 +188,7 @@ def make_sampler(config: ConfigDict, name: str | None = None) -> Sampler:
     """
     settings = config.sampler.to_dict()
     own, _ = settings.pop("name"), settings.pop("steps")
-    for field in ("consistency", "noise_std"):  # of every sampler (`make_consistency`)
+    for field in ("consistency", "noise_std", "spacing"):  # of every sampler (`make_consistency`)
         settings.pop(field, None)
     name = name and name.removesuffix(CONSISTENT)
     function = named(SAMPLERS, "sampler", own if name is None else name)

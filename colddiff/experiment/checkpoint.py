@@ -61,6 +61,7 @@ _ADDED = {  # for saved configs without the field
     "train.ema_decays": [],
     "train.sinks": [],
     "sampler.consistency": 0,
+    "sampler.spacing": "even",
     "sampler.noise_std": EIGHT_BIT_STD,
 }
 _PART = re.compile(r"^degradation(\.parts\.\d+)+")  # a part has the fields of a degradation

@@ -98,9 +98,8 @@ def check_numbers(config: ConfigDict) -> None:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
     decays = config.train.ema_decays
-    if not all(0 <= d <= 1 for d in decays) or len({config.train.ema_decay, *decays}) <= len(
-        decays
-    ):
+    distinct = len({config.train.ema_decay, *decays}) == 1 + len(decays)
+    if not distinct or not all(0 <= decay <= 1 for decay in decays):
         raise UserError(
             f"config.train.ema_decays={decays} must be different numbers in 0..1, other than "
             f"train.ema_decay={config.train.ema_decay}"
@@ -110,6 +109,9 @@ def check_numbers(config: ConfigDict) -> None:
             raise UserError(f"the config has no {section}; start it from configs/default.py")
     if config.data.crop not in ("random", "center"):
         raise unknown_name("data.crop", config.data.crop, ("random", "center"))
+    spacing = config.sampler.get("spacing", "even")
+    if spacing not in ("even", "change"):
+        raise unknown_name("sampler.spacing", spacing, ("even", "change"))
 
 
 def check_sampler(sampler: Sampler, degrade: Degrade) -> None:

@@ -30,7 +30,7 @@ from colddiff.runtime.devices import create_mesh, from_first_host, is_first_host
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.files import save_gif, save_png
 from colddiff.runtime.progress import Meter
-from colddiff.sampling.samplers import marks_of, times_between
+from colddiff.sampling.samplers import marks_of
 
 _IN_GRID, _IN_GIF, _FRAMES = 64, 16, 50
 _MOST_SEEDS = 10_000_000  # per command
@@ -121,7 +121,7 @@ def _check_unique(seeds: Sequence[int]) -> None:
 
 def _pictures(run: Run, seeds: Sequence[int], folder: Path) -> None:
     """Write `grid.png` and `process.gif` of the first seeds."""
-    times = times_between(run.T, run.experiment.steps)
+    times = run.times()
     marks = marks_of(make_sampler(run.config), times, _FRAMES)
     iterates = to_host(run.generate(run.params, seeds[:_IN_GIF], iterates_at=marks)[1])
     if not is_first_host():

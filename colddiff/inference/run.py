@@ -28,6 +28,7 @@ from colddiff.experiment.build import (
 from colddiff.images import before_truncation, check_images
 from colddiff.inference.prior import load_prior
 from colddiff.inference.severity import Estimate, load_severity
+from colddiff.inference.spacing import load_change
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import (
     create_mesh,
@@ -48,6 +49,7 @@ from colddiff.sampling.samplers import (
     draw_patterns,
     image_keys,
     times_between,
+    times_by_change,
     visited,
     walk,
 )
@@ -235,7 +237,7 @@ class Run:
             if None. To make xT with the same patterns, degrade with `image_keys(key, 0, B)`.
           sampler: a name of `sampling.samplers.SAMPLERS`, or a sampler function such as
             `Partial(ddim, eta=0.5)` or your own; the config's if None.
-          steps: number of sampler steps, spread evenly over T; the config's if None.
+          steps: number of sampler steps, spread over T (`times`); the config's if None.
           times: severities to visit instead of `steps`: decreasing integers down to 0.
           iterates_at: some of the times; if given, the result is `(x0, iterates)`, `iterates`
             `[len(iterates_at), B, H, W, C]`.
@@ -388,10 +390,23 @@ class Run:
         parts = (self.experiment.restore, self.degrade, self.experiment.network_input)
         return Restoration(function, *map(as_partial, parts), params, settings)
 
-    def times(self) -> np.ndarray:
-        """Return the severities that the config's sampler visits, int32, from T down to 0."""
-        sampler = make_sampler(self.config)
-        return visited(sampler, times_between(self.T, self.experiment.steps))
+    def times(self, steps: int | None = None) -> np.ndarray:
+        """Return `steps + 1` severities from T down to 0, spaced as `config.sampler.spacing` says.
+
+        Args:
+          steps: number of sampler steps; the config's if None.
+
+        Raises:
+          UserError: `steps` is not in 1..T.
+        """
+        steps = self.experiment.steps if steps is None else steps
+        if self.config.sampler.get("spacing", "even") == "change":
+            return times_by_change(self._change, steps)
+        return times_between(self.T, steps)
+
+    @functools.cached_property
+    def _change(self) -> np.ndarray:
+        return load_change(self.experiment, self.workdir)
 
     def _check_batch(self, x: jax.Array, what: str) -> None:
         """Refuse what is not a batch of this run's images; `what` is its name, for the message."""
@@ -425,7 +440,7 @@ class Run:
         if not isinstance(steps, Integral | None):
             raise UserError(f"steps={steps} must be a whole number, 1..T={self.T}")
         if times is None:
-            times = times_between(self.T, self.experiment.steps if steps is None else steps)
+            times = self.times(steps)
         elif steps is not None:
             raise UserError(f"give steps={steps} or times={times}, not both")
         check_times(times)

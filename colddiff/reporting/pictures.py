@@ -13,7 +13,7 @@ from colddiff.experiment.build import Experiment, full_name, make_sampler
 from colddiff.images import grid, mosaic, to_model_range
 from colddiff.inference.run import Run, degrade_and_restore
 from colddiff.runtime.devices import create_mesh, replicate, to_host
-from colddiff.sampling.samplers import image_keys, marks_of, times_between
+from colddiff.sampling.samplers import image_keys, marks_of
 
 _STAGES = 6  # times of a walk that a picture shows, T included
 _GAP = 16  # pixels between the parts of an animation
@@ -34,7 +34,7 @@ def record_walk(run: Run, images: np.ndarray, count: int) -> Walk:
       images: x0 `[B, H, W, C]`, uint8 or float32 on [-1, 1].
       count: the largest number of iterates to return.
     """
-    times = times_between(run.T, run.experiment.steps)
+    times = run.times()
     marks = marks_of(make_sampler(run.config), times, count)
     return Walk(marks.tolist(), _iterates(run, images, None, marks))
 
@@ -83,7 +83,7 @@ def animation(images: np.ndarray, known: Walk) -> list[np.ndarray]:
 
 def _iterates(run: Run, images: np.ndarray, sampler: str | None, marks: np.ndarray) -> np.ndarray:
     """Return the sampler's iterates at the times `marks`, `[marks, B, H, W, C]`."""
-    times = times_between(run.T, run.experiment.steps)
+    times = run.times()
     x0, keys = _images_and_keys(run.experiment, images)
     restoration = run.restoration(run.params, sampler)
     return to_host(degrade_and_restore(restoration, x0, keys, times, marks)[1])

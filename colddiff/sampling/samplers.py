@@ -305,6 +305,30 @@ def times_between(T: int, steps: int) -> np.ndarray:
     return np.round(np.linspace(T, 0, steps + 1)).astype(np.int32)
 
 
+def times_by_change(change: np.ndarray, steps: int) -> np.ndarray:
+    """Return `steps + 1` times decreasing from T to 0 between which D changes equally much; int32.
+
+    The change between two times is the sum of `change` over the severities above the second up to
+    the first. Times are as equal in change as integers that all differ allow.
+
+    Args:
+      change: how much D changes from t - 1 to t, `[T + 1]`, not negative; `change[0]` is not used.
+      steps: number of steps.
+
+    Raises:
+      UserError: `steps` is not in 1..T.
+    """
+    T = len(change) - 1
+    times_between(T, steps)  # refuses a wrong number
+    # Where D does not change, a little keeps the sums increasing.
+    sums = np.cumsum(np.maximum(change, 1e-9 * np.max(change) + 1e-30)[1:])
+    reached = np.concatenate([[0.0], sums]) / sums[-1]
+    times = np.interp(np.linspace(0, 1, steps + 1), reached, np.arange(T + 1)).round().astype(int)
+    times = np.maximum.accumulate(times - np.arange(steps + 1)) + np.arange(steps + 1)
+    times = np.minimum(times, T - np.arange(steps, -1, -1))  # room for the later ones
+    return times[::-1].astype(np.int32)
+
+
 def times_of_each(t: np.ndarray, steps: int) -> np.ndarray:
     """Return times from each of the severities t `[B]` to 0, int32 `[N + 1, B]`.
 
