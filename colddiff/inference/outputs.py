@@ -30,8 +30,10 @@ def run_settings(run: Run) -> dict[str, Any]:
 
 
 def sampler_settings(run: Run) -> dict[str, Any]:
-    """Return the config's `sampler`, without the noise if data consistency is not used."""
+    """Return the config's `sampler`, without even spacing or consistency's unused noise."""
     settings = config_json(run.config)["sampler"]
+    if settings.get("spacing") == "even":
+        del settings["spacing"]
     if run.config.sampler.get("consistency", 0):
         return settings
     return {k: v for k, v in settings.items() if k not in ("consistency", "noise_std")}

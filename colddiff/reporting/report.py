@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from colddiff.evaluation.bootstrap import difference
 from colddiff.evaluation.evaluate import Report, Row, load_test_images
 from colddiff.evaluation.features import FEW, FEW_NOTE
 from colddiff.experiment.build import CONSISTENT, full_name
@@ -102,6 +103,42 @@ def table(reports: Mapping[str, Report]) -> page.Table:
     return page.Table("Scores", header, rows, note)
 
 
+def differences(report: Report) -> page.Table | None:
+    """Return each restored row's scores minus those of Algorithm 2 with most steps.
+
+    Differences are followed by their paired 95% intervals over the images (`bootstrap`); those
+    whose interval does not include 0 are marked. It is None without replicates, or without a row of
+    Algorithm 2.
+    """
+    rows = [row for row in report.rows[1:] if row.replicates]
+    base = max(
+        (row for row in rows if row.name == "tacos"), key=lambda row: row.steps, default=None
+    )
+    if base is None:
+        return None
+    kinds = [kind for kind in base.replicates if math.isfinite(_score(base, kind))]
+    lines = []
+    for row in rows:
+        cells = [title_of(row.name), str(row.steps)]
+        for kind in kinds if row is not base else ():
+            values = _score(row, kind), _score(base, kind)
+            value, low, high = difference(*values, row.replicates[kind], base.replicates[kind])
+            mark = "" if low <= 0 <= high else " *"
+            cells.append(f"{value:+.4g} ({low:+.4g} … {high:+.4g}){mark}")
+        lines.append(cells + ["base"] * (len(kinds) if row is base else 0))
+    title = f"Differences to {title_of(base.name)} with {base.steps} steps"
+    note = "95% intervals over the images, paired; * does not include 0"
+    return page.Table(title, ["", "steps", *map(_name, kinds)], lines, note)
+
+
+def _score(row: Row, kind: str) -> float:
+    """Return a row's score by the name that its replicates have: rmse, ssim or fd/SPACE."""
+    name, _, space = kind.partition("/")
+    if not space:
+        return getattr(row, name)
+    return next(d.frechet for d in row.distances if d.space == space)
+
+
 def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return what the marks in a table's cells mean."""
     return [FEW_NOTE] if any(cell.endswith(FEW) for row in rows for cell in row) else []
@@ -137,7 +174,12 @@ def markdown(reports: Mapping[str, Report]) -> str:
     several = len(reports) > 1
     heads = [f"{t}: {headline(r)}" if several else headline(r) for t, r in reports.items()]
     legend = ["", *text] if (text := _legend(found.rows)) else []
-    return "\n".join([*heads, "", *markdown_table([found.header, *found.rows]), *legend]) + "\n"
+    lines = [*heads, "", *markdown_table([found.header, *found.rows]), *legend]
+    for report in reports.values():
+        if further := differences(report):
+            lines += ["", f"{further.title}; {further.note}", ""]
+            lines += markdown_table([further.header, *further.rows])
+    return "\n".join(lines) + "\n"
 
 
 def scores_of(report: Report) -> dict[str, float]:
@@ -227,6 +269,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
     folder = workdir / "evaluation" / f"{report.step:07d}"
     reports = {workdir.name: report}
     sections, pictures, frames = [table(reports)], {}, []
+    sections += filter(None, [differences(report)])
     if name.startswith("study"):
         for kind, plot in study_plots(report).items():
             pictures[f"{name}-{file_name(kind)}.png"] = plot

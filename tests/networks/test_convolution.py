@@ -77,6 +77,8 @@ def test_transposed_values_and_gradients(shape):
     expected = results(lambda x, k: lax.conv_transpose(x, k, (2, 2), "SAME"), x, kernel)
     assert expected[0].shape == (B, 2 * H, 2 * W, outputs)
     check_same(results(convolution.upsample, x, kernel), expected)
+    elsewhere = convolution._transposed(x, kernel)  # the form of GPUs and TPUs
+    np.testing.assert_allclose(elsewhere, expected[0], atol=1e-5)
 
 
 def test_bfloat16_is_summed_in_float32():

@@ -58,6 +58,24 @@ def test_the_table_in_the_paper_s_layout():
     assert fewer[-1].endswith("| 12.3 | – | – | – |")  # the paper's take T steps
 
 
+def test_differences_to_algorithm_2():
+    """Write replicates whose quantiles are known: 2.5% and 97.5% of 0..40 are 1 and 39."""
+    even = [n / 1000 for n in range(41)]
+    base = row("tacos", 6, replicates={"rmse": [0.25] * 41, "fd/pca": [3.5] * 41})
+    best = row("naive", 2, rmse=0.2, replicates={"rmse": even, "fd/pca": [v * 1e3 for v in even]})
+    few = row("tacos", 3, replicates={"rmse": [0.0] * 41, "fd/pca": [0.0] * 41})
+    lines = report.markdown({"a run": make([row("degraded", 0), base, best, few])}).splitlines()
+    at = lines.index("| | steps | RMSE | FD pca |")
+    assert lines[at - 2].startswith("Differences to Sampled (tacos, Algorithm 2) with 6 steps; 95%")
+    assert lines[at + 2 :] == [
+        "| Sampled (tacos, Algorithm 2) | 6 | base | base |",
+        "| Naive (Algorithm 1) | 2 | -0.05 (-0.069 … -0.031) * | +0 (-19 … +19) |",
+        "| Sampled (tacos, Algorithm 2) | 3 | +0 (+0 … +0) | +0 (+0 … +0) |",
+    ]
+    assert report.differences(make([row("tacos", 6)])) is None
+    assert report.differences(make([best])) is None
+
+
 def test_one_table_of_several_runs():
     """Use different spaces: each row names its run, and has dashes for the other spaces."""
     other = evaluate.Distance("classifier", "classifier of tfds:mnist", 7.0, None, {10: 8.5})

@@ -19,11 +19,14 @@ from colddiff.sampling.samplers import (
     ddim,
     ddpm,
     direct,
+    draw_patterns,
     image_keys,
     naive,
     tacos,
     times_between,
+    times_by_change,
     times_of_each,
+    walk,
 )
 
 T, SHAPE = 10, (3, 16, 16, 2)
@@ -283,6 +286,42 @@ def test_times_between():
     for steps in (0, 11):
         with pytest.raises(UserError, match=f"steps={steps} must lie in 1..T=10"):
             times_between(10, steps)
+
+
+def test_one_program_serves_every_number_of_steps(x0, keys):
+    """Compare with programs of their own, for padded times and a count of the steps."""
+    D = draw_patterns(BLUR, keys, SHAPE[1:])
+    xT = D(x0, jnp.int32(T))
+
+    @jax.jit
+    def run(times, count):
+        return walk(naive, lambda x, s: 0.9 * x, D, xT, times, None, count)
+
+    for times in ([10, 0], [10, 7, 3, 0], [10, 2, 1, 0]):
+        padded = np.pad(times, (0, T + 1 - len(times)))
+        expected = walk(naive, lambda x, s: 0.9 * x, D, xT, times)
+        np.testing.assert_allclose(run(padded, len(times) - 1), expected, atol=1e-6)
+    assert run._cache_size() == 1
+
+
+def test_times_by_change():
+    """D that changes as t² has times at roots; where all changes, times are the even ones."""
+    t = np.arange(101)
+    squares = np.diff(t**2, prepend=0)
+    assert times_by_change(squares, 4).tolist() == [100, 87, 71, 50, 0]  # 100 √(k/4)
+    for steps in (1, 2, 7, 99, 100):
+        even = times_between(100, steps)
+        assert times_by_change(np.ones(101), steps).tolist() == even.tolist()
+    sudden = np.zeros(11)
+    sudden[4] = 1.0  # all of the change: both sides of it must be visited
+    assert {3, 4} <= set(times_by_change(sudden, 3).tolist())
+    rng = np.random.default_rng(0)
+    for steps in range(1, 51):
+        times = times_by_change(rng.uniform(size=51) ** 9, steps)
+        check_times(times)
+        assert len(times) == steps + 1 and times[0] == 50
+    with pytest.raises(UserError, match=r"steps=11 must lie in 1\.\.T=10"):
+        times_by_change(sudden, 11)
 
 
 @pytest.mark.parametrize("times", [[5, 5, 0], [0, 5], [5, 1], [5], [5.0, 0.0], [[5, 0]]])

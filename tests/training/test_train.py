@@ -49,6 +49,7 @@ def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
     config.train.lr_schedule = "constant"
     config.train.ema_start = 0
     config.train.ema_decay = 0.9
+    config.train.ema_decays = (0.5, 0.0)
     experiment, mesh = build(config), create_mesh()
     state = init_state(experiment, mesh)
     before = jax.device_get(state)
@@ -81,6 +82,9 @@ def test_the_step_is_one_step_of_adam_on_the_mean_l1(config):
     jax.tree.map(close, found.params, params, grads)
     average = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, before.params, params)
     jax.tree.map(close, found.ema_params, average, grads)
+    average = jax.tree.map(lambda a, b: 0.5 * (a + b), before.params, params)
+    jax.tree.map(close, found.more_ema["0.5"], average, grads)
+    jax.tree.map(np.testing.assert_array_equal, found.more_ema["0"], found.params)
     assert int(found.step) == 1
 
 
@@ -635,6 +639,28 @@ def test_a_best_score_must_be_measured(scored, best, message, tmp_path):
     config.train.scored, config.train.best = scored, best
     with pytest.raises(UserError, match=message):
         train(config, tmp_path)
+
+
+def test_further_averages_are_saved_and_loaded(config, tmp_path):
+    """Check that training resumes with them, and that `load` returns the one that is asked for."""
+    config.train.ema_decays = (0.0, 0.5)
+    config.train.ema_start = 0
+    config.train.num_steps = 2
+    train(config, tmp_path)
+    config.train.num_steps = 4
+    train(config, tmp_path)
+    with checkpoint.open_manager(tmp_path) as manager:
+        state = checkpoint.restore_last(tmp_path, init_state(build(config), create_mesh()))
+        assert manager.latest_step() == 4
+    for ema, expected in ((None, state.ema_params), (0.5, state.more_ema["0.5"])):
+        assert equal(colddiff.load(tmp_path, ema=ema).params, expected)
+    assert equal(colddiff.load(tmp_path, ema=0.0).params, state.params)
+    assert not equal(state.more_ema["0.5"], state.params)
+    with pytest.raises(UserError, match=r"of the decays .* \(the default\), 0, 0\.5; not 0\.9"):
+        colddiff.load(tmp_path, ema=0.9)
+    config.train.ema_decays = (0.5, 0.5)
+    with pytest.raises(UserError, match=r"ema_decays=\(0\.5, 0\.5\) must be different numbers"):
+        build(config)
 
 
 def test_a_best_step_must_be_known(trained):
