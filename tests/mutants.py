@@ -564,13 +564,13 @@ MUTANTS = (
         "evaluation/bootstrap.py",
         "centred = kept - mean",
         "centred = kept",
-        "evaluation/test_bootstrap.py::test_replicates_are_scores",
+        "evaluation/test_bootstrap.py::test_replicates_are_scores_of_resampled_images",
     ),
     Mutant(
         "evaluation/bootstrap.py",
         "differences - differences.mean()",
         "differences",
-        "evaluation/test_bootstrap.py::test_the_interval_of_a_difference",
+        "evaluation/test_bootstrap.py::test_the_interval_of_a_difference_is_that_of_paired_images",
     ),
     Mutant(
         "reporting/report.py",
@@ -582,19 +582,19 @@ MUTANTS = (
         "experiment/state.py",
         "1 - decay, 0.0)",
         "1 - train.ema_decay, 0.0)",
-        "training/test_train.py::test_the_step_is_one_step_of_adam",
+        "training/test_train.py::test_the_step_is_one_step_of_adam_on_the_mean_l1",
     ),
     Mutant(
         "experiment/checkpoint.py",
         "params = _restore(manager, step, items)[name]\n",
         "params = _restore(manager, step, items)[name]\n    params = jax.tree.map(abs, params)\n",
-        "training/test_train.py::test_further_averages_are_saved",
+        "training/test_train.py::test_further_averages_are_saved_and_loaded",
     ),
     Mutant(
         "networks/convolution.py",
         "_halved(y, _turned(kernel)), y)(x)[0]",
         "_halved(y, _turned(kernel)), y)(x[:, ::-1])[0]",
-        "networks/test_convolution.py::test_transposed_values",
+        "networks/test_convolution.py::test_transposed_values_and_gradients",
     ),
     Mutant(
         "networks/layers.py",
