@@ -310,10 +310,12 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
             run = load(workdir, step=_step(), ema=_EMA.value, config=config)
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
-        # The samplers in the name keep the report of all samplers from being overwritten.
+        # What differs is in the name, so that no report overwrites another.
         others = [] if _EMA.value is None else [f"ema-{_EMA.value:g}"]
         if config.sampler.get("spacing", "even") != "even":
             others.append(config.sampler.spacing)
+        if config.data.test_split != "test":
+            others.append(report.file_name(config.data.test_split))
         name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ()), *others])
         name = name.replace("+", "-")  # tacos+consistency
         folder = report.write(found, run, name=name)

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Functions for the other scripts, which source this file. `make_environment FILE` makes or updates
 # the virtual environment .venv with the pinned packages of a requirements file and colddiff itself,
-# editable, and activates it.
+# editable, and activates it; `requirements_here` prints the FILE for this machine's devices.
 # Needs Python 3.11 or newer with venv. Set PYTHON to use another Python than the first one found, and
 # COLDDIFF_VENV for another folder than .venv. Sourcing changes to the repository's root.
 
@@ -18,6 +18,14 @@ find_python() {
   done
   echo "colddiff: needs Python 3.11 or newer; set PYTHON to where it is" >&2
   return 1
+}
+
+requirements_here() { # print the requirements file for this machine's devices
+  if command -v nvidia-smi >/dev/null; then
+    echo requirements-cuda12.txt
+  else
+    echo requirements.txt
+  fi
 }
 
 make_environment() {
