@@ -13,7 +13,8 @@ superres_cifar10 snow_cifar10 color_cifar10}"
 score=(python -m colddiff.main --mode=evaluate --config.eval.num_images="${IMAGES:-2000}")
 
 train() { # NAME ROW FLAGS...: train a row in runs/results/NAME, or go on with it
-  python -m colddiff.main --config "configs/$2_small.py" --workdir "runs/results/$1" --mode=train "${@:3}"
+  python -m colddiff.main --config "configs/$2_small.py" --workdir "runs/results/$1" --mode=train \
+    --config.train.sample_every=0 "${@:3}"
 }
 
 once() { # NAME COMMAND...: run the command, unless the file runs/results/NAME says that it has run
@@ -32,7 +33,7 @@ for row in "${rows[@]}"; do
   steps=2,5
   case $row in superres_*) steps=2,3 ;; esac
   for split in "train[-2000:]" test; do
-    study=("${score[@]}" --workdir="runs/results/$row" --config.eval.bootstrap=300
+    study=("${score[@]}" --workdir="$(names "$row")" --config.eval.bootstrap=300
       --config.data.test_split="$split")
     once "$row/few-$split.done" "${study[@]}" --steps=$steps \
       --samplers=direct,naive,tacos,tacos_x0,second_order,momentum,direct+consistency,tacos+consistency
