@@ -7,6 +7,7 @@ part of a batch (`to_mesh`). Callers decide what is split and what is replicated
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +105,27 @@ def from_first_host(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
-def create_mesh(fsdp: int = 1) -> Mesh:
+def create_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh of all devices, host by host, with axes 'data' × 'fsdp'.
 
     Each group of `fsdp` devices shares one copy of the training state.
 
+    Args:
+      fsdp: size of a group.
+      devices: the devices, if they are not those that are here.
+
     Raises:
       UserError: `fsdp` does not divide the number of devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if fsdp < 1 or count % fsdp:
         fit = [n for n in range(1, count + 1) if count % n == 0]
         raise UserError(f"config.mesh.fsdp={fsdp} must divide the {count} devices: one of {fit}")
     # `host_rows` needs each host's rows of a batch to be contiguous, so devices are sorted by host.
     # jax.make_mesh may order the devices of a TPU differently.
-    devices = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
-    return Mesh(devices.reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2)
+    ordered = np.array(sorted(devices, key=lambda d: (d.process_index, d.id)))
+    return Mesh(ordered.reshape(-1, fsdp), _AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
