@@ -40,6 +40,7 @@ _MODES = {
     "compare": "measure folders of generated images and draw them side by side",
     "degrade": "draw test images at growing severities; needs no training",
     "benchmark": "time every part of a config on this machine",
+    "plan": "compile a config for other hardware, and tell what it needs: --topology",
 }
 # Without --config these use the config that the run in --workdir was trained with.
 _OF_A_RUN = ("evaluate", "generate", "restore", "export", "compare", "degrade")
@@ -55,8 +56,10 @@ _USES = {  # the flags that only some modes take
     "import": ("input",),
     "export": ("output", "step", "ema"),
     "compare": ("folder",),
+    "plan": ("topology", "batches"),
 }
 _NEEDS = {
+    "plan": {"topology": "CHIP:SHAPE"},
     "restore": {"input": "FILE-or-FOLDER", "output": "FOLDER"},
     "import": {"input": "FILE"},
     "export": {"output": "FOLDER"},
@@ -168,6 +171,18 @@ _STOP_AFTER = flags.DEFINE_string(
     "Time after which training saves a checkpoint and ends, such as 90s, 9m or 1.5h. The same "
     "command resumes. For queues that give a job a limited time.",
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "Devices to compile for, which need not be there: a TPU slice such as v5e:4x4, GPUs such as "
+    "h100:8, or here for this machine.",
+)
+_BATCHES = flags.DEFINE_list(
+    "batches",
+    None,
+    "Values of config.train.batch_size to plan for, such as 64,128,256. The default is the "
+    "config's.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -245,6 +260,8 @@ def main(argv: Sequence[str]) -> None:
         path = workdir / "degraded.png"
         save_png(path, gallery(build(config), images))
         _say(f"picture: {path}\n")
+    if _MODE.value == "plan":
+        _plan(workdir, config)
     if _MODE.value == "benchmark":
         found = benchmark.benchmark(config, arguments=[f"--config={_CONFIG.value}", *changes])
         path = benchmark.write(found, workdir)
@@ -326,6 +343,16 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         folder = Path(_OUTPUT.value or "evaluation").expanduser().absolute()
         report.write_table(reports, folder)
         _say(f"\n{report.markdown(reports)}\ntable of all: {folder}\n")
+
+
+def _plan(workdir: Path, config: ConfigDict) -> None:
+    """Compile the config's programs for --topology."""
+    from colddiff.planning import plan
+
+    batches = [_whole("--batches", text) for text in _BATCHES.value or ()]
+    found = plan.plan(config, _TOPOLOGY.value, batches)
+    path = plan.write(found, workdir)
+    _say(f"\n{plan.markdown(found)}\ntable and JSON: {path.parent}\n")
 
 
 def _generate(workdir: Path, config: ConfigDict) -> None:

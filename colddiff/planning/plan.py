@@ -182,10 +182,9 @@ def markdown(found: Plan) -> str:
     """Return the plan as Markdown: the state, and a table of the programs."""
     config, chip = found.config, found.chip
     steps = config["train"]["num_steps"]
-    cells = [
-        ["", "images", "memory a device", "fits", "TFLOP", "GB moved", "kernels", "collectives"]
-        + ["at least", "images/s at most", f"hours to {steps:,} steps at least"]
-    ]
+    header = ["", "images", "memory a device", "fits", "TFLOP", "GB moved", "kernels"]
+    header += ["collectives", "at least", "images/s at most", f"hours to {steps:,} steps at least"]
+    cells = [header]
     for program in found.programs:
         room = chip and _USABLE * chip.memory
         bound, trains = program.bound, program.name == "train step"
@@ -213,8 +212,9 @@ def markdown(found: Plan) -> str:
     peaks = "No figures of these devices are known, so there is no bound."
     if chip is not None:
         peaks = (
-            f"Peaks of a device ({chip.source}): {getattr(chip, model['dtype']) / 1e12:,.0f} TFLOP/s "
-            f"in {model['dtype']}, {chip.bandwidth / 1e9:,.0f} GB/s, {chip.memory / 2**30:,.0f} GiB."
+            f"Peaks of a device ({chip.source}): {getattr(chip, model['dtype']) / 1e12:,.0f} "
+            f"TFLOP/s in {model['dtype']}, {chip.bandwidth / 1e9:,.0f} GB/s, "
+            f"{chip.memory / 2**30:,.0f} GiB."
         )
     return "\n".join(
         [
@@ -225,8 +225,8 @@ def markdown(found: Plan) -> str:
             "",
             *markdown_table(cells),
             "",
-            f"{peaks} Bounds are the larger of FLOPs at the peak and, for the train step, bytes at the "
-            "peak; real times are longer. Nothing has run.",
+            f"{peaks} Bounds are the larger of FLOPs at the peak and, for the train step, bytes at "
+            "the peak; real times are longer. Nothing has run.",
         ]
     )
 
