@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
     train.checkpoints_kept = 3
     train.scored = 0  # images to score at every checkpoint; 0 for none
     train.best = ""  # score whose best checkpoint is kept, such as tacos/rmse or tacos/fd/pca
+    train.profile_steps = ()  # (first, last) step to trace into WORKDIR/profile, such as (10, 15)
     train.sinks = ()  # trackers that get the numbers of training too: wandb, trackio
 
     # Number of devices that share one copy of the parameters, their EMA and the moments (FSDP). Use

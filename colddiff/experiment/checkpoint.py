@@ -59,6 +59,7 @@ _ADDED = {  # for saved configs without the field
     "data.value_range": [],
     "model.patch": 1,
     "train.ema_decays": [],
+    "train.profile_steps": [],
     "train.sinks": [],
     "sampler.consistency": 0,
     "sampler.spacing": "even",

@@ -109,6 +109,12 @@ def check_numbers(config: ConfigDict) -> None:
             raise UserError(f"the config has no {section}; start it from configs/default.py")
     if config.data.crop not in ("random", "center"):
         raise unknown_name("data.crop", config.data.crop, ("random", "center"))
+    traced = config.train.profile_steps
+    if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
+        raise UserError(
+            f"config.train.profile_steps={traced} must be (first, last), with 1 <= first <= last, "
+            "or () for none"
+        )
     spacing = config.sampler.get("spacing", "even")
     if spacing not in ("even", "change"):
         raise unknown_name("sampler.spacing", spacing, ("even", "change"))

@@ -23,6 +23,7 @@ _ADDED = {
         unfold=dict(weight=0.0, through=False),
         degraded_loss=0.0,
         ema_decays=(),
+        profile_steps=(),
     ),
     "eval": dict(bootstrap=0),
 }

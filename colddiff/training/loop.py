@@ -50,7 +50,14 @@ from colddiff.training.examples import (
     load_train_images,
     train_batches,
 )
-from colddiff.training.records import STARTS, Sink, check_sinks, open_sinks, record_start
+from colddiff.training.records import (
+    STARTS,
+    Profile,
+    Sink,
+    check_sinks,
+    open_sinks,
+    record_start,
+)
 from colddiff.training.scoring import load_truth, score
 from colddiff.training.severity import train_severity
 from colddiff.training.step import Metrics, TrainStep, make_train_step
@@ -149,6 +156,7 @@ def _train(
         ) as manager,
         EventLog(workdir / "tensorboard", start=start) as events,
         open_sinks(config, workdir, start=start) as sinks,
+        Profile(settings.profile_steps, workdir / "profile") as profile,
         # Last, because its clock begins here.
         Meter(
             "train", total=settings.num_steps, start=start, images_per_step=images_per_step
@@ -157,7 +165,7 @@ def _train(
         record_start(config, workdir, start)
         logging.info("parameters: %d", parameter_overview.count_parameters(state.params))
         run = Run(experiment, None, start, workdir)
-        loop = _Loop(run, images, pictured, truth, stop, manager, events, sinks, meter)
+        loop = _Loop(run, images, pictured, truth, stop, manager, events, sinks, profile, meter)
         finished = loop.go_on(state, make_train_step(experiment, mesh), batches)
     # A signal or the deadline may arrive while the last checkpoint is saved.
     return finished and all_hosts(not stop.noted)
@@ -198,6 +206,7 @@ class _Loop:
       manager: writes the checkpoints.
       events: writes the TensorBoard log.
       sinks: take the same numbers, a line for each log.
+      profile: traces some steps.
       meter: shows the progress line.
     """
 
@@ -209,6 +218,7 @@ class _Loop:
     manager: checkpoint.Manager
     events: EventLog
     sinks: list[Sink]
+    profile: Profile
     meter: Meter
 
     def go_on(self, state: TrainState, train_step: TrainStep, batches: Iterable[jax.Array]) -> bool:
@@ -223,7 +233,10 @@ class _Loop:
                 with self.meter.uncounted():
                     train_step = train_step.prepare(state, images, self.run.degrade)
             last = step == settings.num_steps
-            state, step_metrics = train_step(state, images, self.run.degrade)
+            self.profile.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, step_metrics = train_step(state, images, self.run.degrade)
+            self.profile.after(step, step_metrics)
             metrics.append(step_metrics)
             # At most one step is in flight, so that the measured times include the devices' work.
             jax.block_until_ready(metrics[-2:-1])

@@ -4,6 +4,7 @@
     versions.json   program versions and devices, for each start
     metrics.jsonl   the numbers of training, one line for each log
     tensorboard/    the same numbers, and pictures
+    profile/        a trace of some steps (`config.train.profile_steps`)
 
 `config.train.sinks` names trackers that get the config and the lines of metrics.jsonl as well.
 docs/workdir.md lists all files of a workdir.
@@ -22,6 +23,7 @@ from typing import Any
 
 import jax
 import jaxlib
+from absl import logging
 from ml_collections import ConfigDict
 
 import colddiff
@@ -171,3 +173,39 @@ SINKS: dict[str, Callable[[Path, Mapping[str, Any]], Any]] = {
     "wandb": _wandb,
     "trackio": _trackio,
 }
+
+
+class Profile:
+    """A trace of the training steps first..last, written to a folder for XProf and TensorBoard.
+
+    It is a context manager, which ends a trace that is under way. Every host traces its devices.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path) -> None:
+        """Trace the steps `steps[0]` to `steps[1]`, counted from 1; none if `steps` is ()."""
+        self._first, self._last = steps or (0, 0)
+        self._folder, self._active = folder, False
+
+    def before(self, step: int) -> None:
+        """Start the trace if `step` is the first one to trace."""
+        if step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._active = True
+
+    def after(self, step: int, results: Any) -> None:
+        """Wait for the step's results and end the trace if `step` is the last one to trace."""
+        if self._active and step == self._last:
+            jax.block_until_ready(results)
+            self._end()
+
+    def _end(self) -> None:
+        self._active = False
+        jax.profiler.stop_trace()
+        logging.info("the trace is in %s; xprof --logdir %s shows it", self._folder, self._folder)
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._end()

@@ -1,5 +1,6 @@
 """What a run records about itself: config, versions, log lines, metrics and trackers."""
 
+import gzip
 import importlib
 import json
 import logging
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from tensorboard_events import read_events
 
 import colddiff
+from colddiff.experiment.build import build
 from colddiff.experiment.saved_config import config_json, read_config
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.events import EventLog
@@ -208,3 +210,24 @@ def test_a_tracker_that_is_not_there_is_told_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_trace_holds_the_steps_that_were_asked_for(stops, tmp_path):
+    """Read the steps in the trace; the second run ends while it is traced."""
+    config = tiny_config()
+    config.train.num_steps = 4
+    config.train.profile_steps = (2, 9) if stops else (2, 3)
+    train(config, tmp_path)
+    (trace,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = [int(e["args"]["step_num"]) for e in events if e.get("name") == "train"]
+    assert steps == ([2, 3, 4] if stops else [2, 3])
+
+
+@pytest.mark.parametrize("steps", [(3,), (0, 2), (3, 2)])
+def test_wrong_steps_to_trace_are_refused(steps):
+    config = tiny_config()
+    config.train.profile_steps = steps
+    with pytest.raises(UserError, match=r"profile_steps=\(.*\) must be \(first, last\)"):
+        build(config)
