@@ -234,6 +234,12 @@ def main(argv: Sequence[str]) -> None:
 
     for each in configs if "evaluate" in _MODE.value else ():
         check_ways(each, _SAMPLERS.value, steps)
+    for each in configs if _EMA.value is not None else ():
+        if _EMA.value not in (each.train.ema_decay, *each.train.ema_decays):
+            raise UserError(
+                f"--ema={_EMA.value:g} must be train.ema_decay={each.train.ema_decay:g} or one of "
+                f"train.ema_decays={each.train.ema_decays} of the run's config"
+            )
     if _DRY_RUN.value:
         _say(dry_run(config))
         return
@@ -315,15 +321,17 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
     """Score each run and write its report; for several runs, write one table as well."""
     from colddiff.evaluation.evaluate import evaluate, ways_of
     from colddiff.experiment.build import build
-    from colddiff.inference.load import load
+    from colddiff.inference.load import load, saved_config
     from colddiff.inference.run import Run
     from colddiff.reporting import report
 
     reports = {}
     for workdir, config in zip(workdirs, configs, strict=True):
+        own_split = config.data.test_split
         if _CONFIG.value and not (_SAMPLERS.value or config.eval.samplers):
             run = Run(build(config), workdir=workdir)  # the Degraded row needs no training
         else:
+            own_split = saved_config(workdir, _step()).data.test_split
             run = load(workdir, step=_step(), ema=_EMA.value, config=config)
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
@@ -331,11 +339,11 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
         others = [] if _EMA.value is None else [f"ema-{_EMA.value:g}"]
         if config.sampler.get("spacing", "even") != "even":
             others.append(config.sampler.spacing)
-        if config.data.test_split != "test":
+        if config.data.test_split != own_split:
             others.append(report.file_name(config.data.test_split))
         name = "-".join(["study" if steps else "report", *(_SAMPLERS.value or ()), *others])
         name = name.replace("+", "-")  # tacos+consistency
-        folder = report.write(found, run, name=name)
+        folder = report.write(found, run, name=name, pictured="-".join(["", *others]))
         title = workdir.name if workdir.name not in reports else str(workdir)
         reports[title] = found
         _say(f"\n{report.markdown({title: found})}\nreport and pictures: {folder}\n")

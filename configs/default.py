@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     sampler.name = "tacos"
     sampler.steps = 0
     # even: steps of equally many severities. change: steps in which D changes equally much, as
-    # measured on training images.
+    # measured on training images. Restoring files always takes even steps.
     sampler.spacing = "even"
     # Data consistency (colddiff/sampling/consistency.py): conjugate-gradient steps that make each
     # estimate of x0 agree with the image to restore, such as 32; 0 for none.

@@ -4,7 +4,7 @@ r"""Inpainting of CIFAR-10, Table 2, with a small network, in 3 hours on two CPU
       --config configs/inpaint_cifar10_small.py --workdir runs/inpaint_cifar10_small
 
 The data and the degradation are as in configs/inpaint_cifar10.py. The network, its training and its
-input of 8 bits are as in configs/blur_mnist_small.py. docs/results.md has the scores.
+input of 8 bits are as in configs/blur_mnist_small.py. See docs/results.md for scores.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ r"""Super-resolution of MNIST, Table 3, with a small network, in 3 hours on two 
       --config configs/superres_mnist_small.py --workdir runs/superres_mnist_small
 
 The data and the degradation are as in configs/superres_mnist.py. The network, its training and its
-input of 8 bits are as in configs/blur_mnist_small.py. docs/results.md has the scores.
+input of 8 bits are as in configs/blur_mnist_small.py. See docs/results.md for scores.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the paper's networks with the paper's settings on its MNIST and CIFAR-10 rows for MINUTES in
-# all, in bfloat16 and one row at a time, and scores them: launch/paper_rows.sh 600. Run it again to
-# train for MINUTES more. Writes runs/paper_rows. ROWS names some of the rows, IMAGES (0: all) is the
+# all, in bfloat16 and one row at a time, and then scores them: launch/paper_rows.sh 600. Run it again to
+# train for MINUTES more. The time for scoring comes on top. Writes runs/paper_rows. ROWS names some of the rows, IMAGES (0: all) is the
 # number of test images. Further arguments are passed to every training:
 #   launch/paper_rows.sh 60 --config.train.learning_rate=2e-4 --config.train.batch_size=256
 set -euo pipefail
@@ -18,11 +18,14 @@ read -ra rows <<<"${ROWS:-blur_mnist inpaint_mnist superres_mnist blur_cifar10 i
 superres_cifar10 snow_cifar10 color_cifar10}"
 share=$(awk "BEGIN { print 60 * $minutes / ${#rows[@]} }")s
 
+trap 'exit 130' INT TERM
 workdirs=
 for row in "${rows[@]}"; do
   python -m colddiff.main --config "configs/$row.py" --workdir "runs/paper_rows/$row" --mode=train \
     --config.model.dtype=bfloat16 --config.train.sample_every=0 --stop_after="$share" "$@"
   workdirs+=,runs/paper_rows/$row
 done
-python -m colddiff.main --mode=evaluate --workdir="${workdirs:1}" --output=runs/paper_rows \
+output=()
+[ ${#rows[@]} -gt 1 ] && output=(--output=runs/paper_rows)
+python -m colddiff.main --mode=evaluate --workdir="${workdirs:1}" ${output[@]+"${output[@]}"} \
   --config.eval.num_images="${IMAGES:-0}"

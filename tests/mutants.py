@@ -550,8 +550,8 @@ MUTANTS = (
     ),
     Mutant(
         "sampling/samplers.py",
-        "count = len(times) - 1 if count is None else count",
-        "count = len(times) - 1",
+        "most if count is None else jnp.minimum(count, most)",
+        "most",
         "sampling/test_samplers.py::test_one_program_serves_every_number_of_steps",
     ),
     Mutant(
@@ -562,8 +562,8 @@ MUTANTS = (
     ),
     Mutant(
         "evaluation/bootstrap.py",
-        "centred = kept - mean",
-        "centred = kept",
+        "centred = drawn - mean",
+        "centred = drawn",
         "evaluation/test_bootstrap.py::test_replicates_are_scores_of_resampled_images",
     ),
     Mutant(

@@ -4,7 +4,7 @@ Every row of a report is scored on the same resamples of the images, so the diff
 replicates is paired. `evaluate` computes the scores themselves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ def replicates(
     features: Mapping[str, tuple[np.ndarray, metrics.Gaussian]],
     *,
     count: int,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Return each score of `count` resamples of the images, drawn with replacement.
 
@@ -36,29 +37,29 @@ def replicates(
       features: by feature space, the restored images' features `[N, D]`, in the order of the
         images, and the Gaussian of the reference; the result is the Fréchet distance 'fd/SPACE'.
       count: number of resamples.
+      between: callback before each Fréchet distance, such as `Stop.check`.
     """
-    sizes = {len(values) for values in scores.values()}
-    sizes |= {len(own) for own, _ in features.values()}
-    (total,) = sizes
+    total = len(next(iter(scores.values())))
     rng = np.random.default_rng(0)
     weights = rng.multinomial(total, np.full(total, 1 / total), size=count)
-    found = {name: (weights @ np.asarray(v, np.float64) / total) for name, v in scores.items()}
-    if "mse" in found:
-        found["rmse"] = np.sqrt(found.pop("mse"))
-    for space, (own, reference) in features.items():
-        own = np.asarray(own, np.float64)
-        found[f"fd/{space}"] = [
-            metrics.frechet_distance(_weighted(own, w), reference) for w in weights
-        ]
-    return {name: [float(v) for v in values] for name, values in found.items()}
+    resampled = {name: weights @ np.asarray(v, np.float64) / total for name, v in scores.items()}
+    if "mse" in resampled:
+        resampled["rmse"] = np.sqrt(resampled.pop("mse"))
+    for space, (values, reference) in features.items():
+        resampled[f"fd/{space}"] = distances = []
+        for row in weights:
+            between()
+            gaussian = _weighted(np.asarray(values, np.float64), row)
+            distances.append(metrics.frechet_distance(gaussian, reference))
+    return {name: [float(v) for v in values] for name, values in resampled.items()}
 
 
 def _weighted(features: np.ndarray, weights: np.ndarray) -> metrics.Gaussian:
     """Return the mean and covariance of features that occur `weights` times."""
-    kept, often = features[weights > 0], weights[weights > 0, None]
-    mean = (often * kept).sum(0) / often.sum()
-    centred = kept - mean
-    return metrics.Gaussian(mean, (often * centred).T @ centred / (often.sum() - 1))
+    drawn, times = features[weights > 0], weights[weights > 0, None]
+    mean = (times * drawn).sum(0) / times.sum()
+    centred = drawn - mean
+    return metrics.Gaussian(mean, (times * centred).T @ centred / (times.sum() - 1))
 
 
 def difference(

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from colddiff.data import sources
 from colddiff.evaluation import bootstrap, metrics
 from colddiff.evaluation.features import (
+    KEPT,
     Collected,
     Features,
     check_spaces,
@@ -38,13 +39,14 @@ from colddiff.experiment.build import (
     make_sampler,
 )
 from colddiff.experiment.checks import check_sampler
+from colddiff.experiment.state import ema_name
 from colddiff.images import to_data_type, to_model_range, to_unit
 from colddiff.inference.run import Restoration, Run, degrade_and_restore
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import create_mesh, split_rows, to_host
 from colddiff.runtime.errors import UserError
 from colddiff.runtime.progress import Meter
-from colddiff.sampling.samplers import image_keys, times_between
+from colddiff.sampling.samplers import image_keys, times_between, visited
 
 _FEWEST = 4  # images that a kernel distance needs
 _BATCH = 64  # images between two calls of `between`, such as `Stop.check`
@@ -226,6 +228,7 @@ def evaluate(
     truth: Truth | None = None,
     ways: Sequence[Way] | None = None,
     counts: Sequence[int] | None = None,
+    resamples: int | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Report:
     """Score the degraded images and each way to restore them.
@@ -236,6 +239,7 @@ def evaluate(
       ways: `ways_of` the experiment if None.
       counts: sizes of subsets whose Fréchet distances are computed too; `config.eval.counts` if
         None.
+      resamples: number of resamples that are scored too; `config.eval.bootstrap` if None.
       between: callback after each batch, such as `Stop.check`.
 
     Raises:
@@ -247,8 +251,14 @@ def evaluate(
         truth = load_truth(config)
     counts = config.eval.counts if counts is None else counts
     _check_counts(counts, len(truth.images))
+    resamples = config.eval.bootstrap if resamples is None else resamples
+    if resamples and truth.spaces and len(truth.images) > KEPT:
+        raise UserError(
+            f"config.eval.bootstrap={resamples} is for at most {KEPT} images; there are "
+            f"{len(truth.images)}. Set config.eval.num_images={KEPT}"
+        )
     ways = ways_of(experiment) if ways is None else ways
-    rows = [_score(run, truth, way, counts, between) for way in (None, *ways)]
+    rows = [_score(run, truth, way, counts, resamples, between) for way in (None, *ways)]
     return Report(
         source=config.data.source,
         split=config.data.test_split,
@@ -256,11 +266,16 @@ def evaluate(
         num_reference=truth.spaces[0][1].count if truth.spaces else 0,
         degradation=Path(config.degradation.name).name,  # FILE.py:FUNCTION without folders
         T=experiment.T,
-        weights="EMA" if ways else "none",
+        weights=_weights(run) if ways else "none",
         step=run.step,
         rows=rows,
         paper={name: list(scores) for name, scores in config.paper.items()},
     )
+
+
+def _weights(run: Run) -> str:
+    """Return the name of a run's parameters, such as 'EMA', or 'EMA 0.99' of `train.ema_decays`."""
+    return "EMA" if run.ema is None else f"EMA {ema_name(run.ema)}"
 
 
 def _score(
@@ -268,6 +283,7 @@ def _score(
     truth: Truth,
     way: Way | None,
     counts: Sequence[int],
+    resamples: int,
     between: Callable[[], None],
 ) -> Row:
     """Degrade the images to T, restore them unless `way` is None, and return their scores."""
@@ -280,6 +296,7 @@ def _score(
     consistency = 0 if way is None else consistency_steps(config, name)
     sampler = _no_step if way is None else name
     restoration = run.restoration(run.params, sampler, consistency)
+    times = visited(restoration.sampler, times)
     # Times of one length and their number: one program serves every number of steps.
     padded = np.pad(times, (0, T + 1 - len(times))), np.int32(len(times) - 1)
     images = truth.images
@@ -311,13 +328,14 @@ def _score(
     if truth.spaces:
         restored = np.concatenate(restored)[truth.order]
         for features, reference in truth.spaces:
-            found, of = _distance(features, reference, restored, counts, between)
-            distances.append(found)
-            own[features.space] = (of[np.argsort(truth.order)], reference.gaussian)
+            distance, values = _distance(features, reference, restored, counts, between)
+            distances.append(distance)
+            if resamples:  # `collect` returned all images' features
+                own[features.space] = (values[np.argsort(truth.order)], reference.gaussian)
     replicates = {}
-    if config.eval.bootstrap:
+    if resamples:
         each = {"mse": mse, "ssim": ssim}
-        replicates = bootstrap.replicates(each, own, count=config.eval.bootstrap)
+        replicates = bootstrap.replicates(each, own, count=resamples, between=between)
     mean, mean_ssim = math.fsum(mse) / len(mse), math.fsum(ssim) / len(ssim)
     scores = metrics.rmse(mean), metrics.psnr(mean), mean_ssim, seconds, distances
     return Row(name, len(times) - 1, times.tolist(), *scores, consistency, replicates)
@@ -330,7 +348,10 @@ def _distance(
     counts: Sequence[int],
     between: Callable[[], None],
 ) -> tuple[Distance, np.ndarray]:
-    """Return the distances of restored images, in `Truth.order`, to the reference, and features."""
+    """Return the distances of restored images, in `Truth.order`, to the reference; and features.
+
+    The features are those of the first `KEPT` images.
+    """
 
     def each():
         for first in range(0, len(images), _BATCH):

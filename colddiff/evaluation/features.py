@@ -42,7 +42,7 @@ FEW_NOTE = (
 _COMPONENTS = 32
 _PCA_IMAGES = 10_000  # images of the training split that PCA is fitted to
 _EXACT = 4096  # largest H W C for which the full covariance is computed
-_KEPT = 10_000  # largest number of images for a kernel distance
+KEPT = 10_000  # largest number of images whose features are kept, for kernel distances
 _CHUNK = 16  # images per device and call; fixed, because rounding depends on the batch size
 _BATCH = 1024  # images copied at a time
 _VERSION = 2  # version of the cached files' format
@@ -149,8 +149,8 @@ def collect(
             if not np.isfinite(values).all():
                 raise UserError(f"the features {features.name} of an image are not finite")
             done = 0 if all_moments is None else all_moments.count
-            if done < _KEPT:
-                first.append(values[: _KEPT - done])
+            if done < KEPT:
+                first.append(values[: KEPT - done])
             ends = [n - done for n in sorted(set(counts)) if done < n < done + len(values)]
             for part in np.split(values, ends):
                 own = metrics.moments(part)

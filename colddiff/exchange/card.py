@@ -12,16 +12,18 @@ import jax
 from clu import parameter_overview
 
 import colddiff
+from colddiff.experiment.build import make_sampler
 from colddiff.experiment.saved_config import config_json
 from colddiff.inference.run import Run
 from colddiff.runtime.files import read_json
+from colddiff.sampling.samplers import visited
 
 _SCORES = {"rmse": "RMSE", "psnr": "PSNR", "ssim": "SSIM"}
 
 
 def evaluation_of(run: Run) -> Path | None:
-    """Return the folder with the scores of this run at its step; None if it was not evaluated."""
-    if run.workdir is None:
+    """Return the folder with the scores of these parameters; None if they were not evaluated."""
+    if run.workdir is None or run.ema is not None:  # the report is of the default average
         return None
     folder = run.workdir / "evaluation" / f"{run.step:07d}"
     return folder if (folder / "report.json").exists() else None
@@ -107,6 +109,8 @@ def _facts(run: Run, degradation: str, source: str) -> list[str]:
     """Return the lines of the table of the run's images, degradation, network and training."""
     config, (high, wide, channels) = run.config, run.experiment.image_shape
     count = parameter_overview.count_parameters(run.params)
+    decay = config.train.ema_decay if run.ema is None else run.ema
+    times = visited(make_sampler(config), run.times())
     return [
         "| | |",
         "|---|---|",
@@ -116,9 +120,9 @@ def _facts(run: Run, degradation: str, source: str) -> list[str]:
         f"| training | {_counted(run.step, 'step') if run.step else 'unknown steps'} of "
         f"{config.train.accumulation} × {config.train.batch_size} images, "
         f"{config.train.optimizer}, learning rate {config.train.learning_rate:g} "
-        f"({config.train.lr_schedule}), EMA of {config.train.ema_decay:g} every "
+        f"({config.train.lr_schedule}), EMA of {decay:g} every "
         f"{_counted(config.train.ema_every, 'step')} |",
-        f"| sampler | {config.sampler.name}, {_counted(len(run.times()) - 1, 'step')} |",
+        f"| sampler | {config.sampler.name}, {_counted(len(times) - 1, 'step')} |",
     ]
 
 

@@ -27,7 +27,7 @@ from colddiff.runtime.files import atomic_write, check_empty, write_json, write_
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Files and folders copied from the workdir if they exist. The prior is looked up by data.json.
-_COPIED = (SEVERITY, "prior", "data.json", "source", "source.json")
+_COPIED = (SEVERITY, "prior", "spacing", "data.json", "source", "source.json")
 
 
 def export(run: Run, folder: Path, *, dtype: str = "float32", with_program: bool = True) -> None:
@@ -50,6 +50,7 @@ def export(run: Run, folder: Path, *, dtype: str = "float32", with_program: bool
     if workdir is not None and any(folder.is_relative_to(workdir / name) for name in _COPIED):
         raise UserError(f"{folder} lies in a folder that is exported; give another --output")
     params = to_host(run.params)
+    run.times()  # measures uneven times, on all hosts
     sampler = None
     if with_program:
         logging.info("exporting the sampler for %s ...", ", ".join(program.PLATFORMS))

@@ -98,7 +98,7 @@ def check_numbers(config: ConfigDict) -> None:
             expected = f"{low} or more" if high == math.inf else f"in {low}..{high}"
             raise UserError(f"config.{path}={value} must be {expected}")
     decays = config.train.ema_decays
-    distinct = len({config.train.ema_decay, *decays}) == 1 + len(decays)
+    distinct = len({f"{decay:g}" for decay in (config.train.ema_decay, *decays)}) > len(decays)
     if not distinct or not all(0 <= decay <= 1 for decay in decays):
         raise UserError(
             f"config.train.ema_decays={decays} must be different numbers in 0..1, other than "

@@ -65,7 +65,7 @@ def load(
             fsdp_shardings(shapes, mesh),
         )
         params = checkpoint.restore_ema(manager, like, step, decay)
-    return Run(experiment, params, step, workdir)
+    return Run(experiment, params, step, workdir, decay)
 
 
 def load_pretrained(name: str) -> Run:

@@ -127,12 +127,14 @@ class Run:
       params: the averaged (EMA) parameters.
       step: the training step of `params`.
       workdir: the run's folder; None for a run without one.
+      ema: the decay of `params`, one of `train.ema_decays`; None for that of `train.ema_decay`.
     """
 
     experiment: Experiment
     params: Any = None
     step: int = 0
     workdir: Path | None = None
+    ema: float | None = None
 
     @property
     def config(self) -> ConfigDict:

@@ -14,6 +14,9 @@ from absl import logging
 from colddiff.data import sources
 from colddiff.degradations import Degrade
 from colddiff.experiment.build import Experiment
+from colddiff.experiment.config_files import rename_own
+from colddiff.experiment.saved_config import config_json
+from colddiff.experiment.user_code import source_hashes
 from colddiff.images import to_model_range
 from colddiff.runtime.files import cached_npz, read_json
 from colddiff.runtime.progress import Meter
@@ -43,10 +46,12 @@ def load_change(experiment: Experiment, workdir: Path | None) -> np.ndarray:
 
     if workdir is None:
         return make()["change"]
+    degradation = config_json(config)["degradation"]
     identity = {
         "images": read_json(workdir / "data.json"),
-        "degradation": config.degradation.to_dict(),
-        "size": config.data.image_size,
+        "data": [config.data.source, config.data.train_split, list(experiment.image_shape)],
+        "degradation": rename_own(degradation, lambda name: Path(name).name),
+        "source": source_hashes(config.degradation),
     }
     return cached_npz(workdir / "spacing", "change", identity, make)["change"]
 

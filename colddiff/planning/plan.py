@@ -1,7 +1,7 @@
 """Compile a config's programs for a topology, and say what they need: `--mode=plan`.
 
 No program runs and no image is read, except where a degradation needs a bank of images. The times
-are lower bounds from peak figures, not predictions.
+are those at the chip's peaks, not predictions.
 """
 
 import math
@@ -41,8 +41,10 @@ class Program(NamedTuple):
       compile_seconds: time to compile it here.
       flops: FLOPs of convolutions and matrix products of one call, on all devices.
       memory: bytes on each device, arguments included; 0 if unknown.
-      traffic: what it moves on each device; loop bodies count once.
-      bound: seconds that one call takes at least; None without figures of the chip.
+      traffic: what it moves on each device, without the bodies of loops.
+      flops_seconds: least time of one call, its FLOPs at the peak; None without figures of the chip.
+      bytes_seconds: its bytes at the memory's bandwidth; less where kernels find data in a cache;
+        None without figures, and for the sampler, which is a loop.
     """
 
     name: str
@@ -51,7 +53,8 @@ class Program(NamedTuple):
     flops: int
     memory: int
     traffic: Traffic
-    bound: float | None
+    flops_seconds: float | None
+    bytes_seconds: float | None
 
 
 class Plan(NamedTuple):
@@ -109,13 +112,13 @@ def plan(config: ConfigDict, topology: str, batches: Sequence[int] = ()) -> Plan
 
 
 def _elsewhere(experiment: Experiment, mesh: Mesh) -> Experiment:
-    """Return the experiment with shapes on the mesh in place of the degradation's tables."""
+    """Return the experiment with shapes in place of the degradation's tables, for `lower`."""
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))  # noqa: E731
     return experiment._replace(degrade=jax.tree.map(place, experiment.degrade))
 
 
 def _on(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """Return the state's shapes with their shardings on the mesh."""
+    """Return the state's shapes, with their shardings on the mesh."""
     return jax.tree.map(_shape, state, state_shardings(experiment, mesh))
 
 
@@ -169,13 +172,12 @@ def _compiled(
     seconds = time.monotonic() - began
     logging.info("compiled it in %.1f s", seconds)
     flops = count_flops(jax.make_jaxpr(function)(*arguments))
-    traffic, bound = read_traffic(compiled.as_text()), None
+    traffic, times = read_traffic(compiled.as_text()), (None, None)
     if found.chip is not None:
         peak = getattr(found.chip, experiment.config.model.dtype) * len(found.devices)
-        bound = flops / peak
-        if name == "train step":  # a loop's traffic counts once
-            bound = max(bound, traffic.bytes / found.chip.bandwidth)
-    return Program(name, images, seconds, flops, program_bytes(compiled), traffic, bound)
+        moving = traffic.bytes / found.chip.bandwidth if name == "train step" else None
+        times = flops / peak, moving
+    return Program(name, images, seconds, flops, program_bytes(compiled), traffic, *times)
 
 
 def markdown(found: Plan) -> str:
@@ -183,11 +185,13 @@ def markdown(found: Plan) -> str:
     config, chip = found.config, found.chip
     steps = config["train"]["num_steps"]
     header = ["", "images", "memory a device", "fits", "TFLOP", "GB moved", "kernels"]
-    header += ["collectives", "at least", "images/s at most", f"hours to {steps:,} steps at least"]
+    header += ["collectives", "FLOPs at the peak", "bytes at the bandwidth", "images/s"]
+    header += [f"hours to {steps:,} steps"]
     cells = [header]
     for program in found.programs:
         room = chip and _USABLE * chip.memory
-        bound, trains = program.bound, program.name == "train step"
+        trains = program.name == "train step"
+        longer = max((program.flops_seconds or 0, program.bytes_seconds or 0))
         moved = ", ".join(
             f"{count} {kind} of {size / 2**20:,.0f} MiB"
             for kind, (count, size) in program.traffic.collectives.items()
@@ -202,14 +206,15 @@ def markdown(found: Plan) -> str:
                 f"{program.traffic.bytes / 1e9:.3g}" if trains else "–",
                 str(program.traffic.kernels) if trains else "–",
                 moved or "–",
-                f"{1e3 * bound:.3g} ms" if bound else "–",
-                f"{program.images / bound:,.0f}" if bound else "–",
-                f"{steps * bound / 3600:.3g}" if bound and trains else "–",
+                _milliseconds(program.flops_seconds),
+                _milliseconds(program.bytes_seconds),
+                f"{program.images / longer:,.0f}" if longer else "–",
+                f"{steps * longer / 3600:.3g}" if longer and trains else "–",
             ]
         )
     model, data = config["model"], config["data"]
     state = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in found.state.items())
-    peaks = "No figures of these devices are known, so there is no bound."
+    peaks = "No figures of these devices are known, so there are no times."
     if chip is not None:
         peaks = (
             f"Peaks of a device ({chip.source}): {getattr(chip, model['dtype']) / 1e12:,.0f} "
@@ -225,10 +230,15 @@ def markdown(found: Plan) -> str:
             "",
             *markdown_table(cells),
             "",
-            f"{peaks} Bounds are the larger of FLOPs at the peak and, for the train step, bytes at "
-            "the peak; real times are longer. Nothing has run.",
+            f"{peaks} FLOPs at the peak are a lower bound of the time. Bytes at the bandwidth are an "
+            "estimate: caches make it shorter. images/s and hours are of the longer of both. "
+            "Nothing has run.",
         ]
     )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:.3g} ms"
 
 
 def write(found: Plan, workdir: Path) -> Path:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
+import jax.extend.core
 
 _BITS = {"pred": 8, "token": 0, "bf16": 16}
 _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,]*)\]")
@@ -16,10 +16,11 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move nothing: they name parts of buffers, or end what another one starts.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id"}
+_FREE |= {"while", "conditional", "call"}
 
 
 class Traffic(NamedTuple):
-    """What a compiled program moves on one device and in one call; loop bodies count once.
+    """What a compiled program moves on one device and in one call, without bodies of loops.
 
     Attributes:
       bytes: bytes that its kernels read and write.

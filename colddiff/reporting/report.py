@@ -175,9 +175,9 @@ def markdown(reports: Mapping[str, Report]) -> str:
     heads = [f"{t}: {headline(r)}" if several else headline(r) for t, r in reports.items()]
     legend = ["", *text] if (text := _legend(found.rows)) else []
     lines = [*heads, "", *markdown_table([found.header, *found.rows]), *legend]
-    for report in reports.values():
+    for title, report in reports.items():
         if further := differences(report):
-            lines += ["", f"{further.title}; {further.note}", ""]
+            lines += ["", f"{title}: " * several + f"{further.title}; {further.note}", ""]
             lines += markdown_table([further.header, *further.rows])
     return "\n".join(lines) + "\n"
 
@@ -251,7 +251,7 @@ def _name(kind: str) -> str:
     return f"{score.upper()} {space}".strip()
 
 
-def write(report: Report, run: Run, *, name: str = "report") -> Path:
+def write(report: Report, run: Run, *, name: str = "report", pictured: str = "") -> Path:
     """Write NAME.json, NAME.md and NAME.html.
 
     If anything was restored, also write samples.png, and restoration.gif with the walk from xT to
@@ -261,6 +261,8 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
       report: the scores.
       run: the run that was scored.
       name: begins with 'report', or with 'study' to add plots over the number of sampler steps.
+      pictured: added to the names of the pictures, which depend on the weights, the images and the
+        times, but not on the samplers that are scored.
 
     Returns:
       The folder of the files, `workdir/evaluation/STEP`.
@@ -277,7 +279,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
     if len(report.rows) > 1:
         images = load_test_images(run.config, run.config.eval.pictures)
         way = record_walk(run, images, _FRAMES)
-        pictures["samples.png"] = samples = picture(run, images, way)
+        pictures[f"samples{pictured}.png"] = samples = picture(run, images, way)
         frames = animation(images, way)
         title = f"From xT to x0: {title_of(full_name(run.config, run.config.sampler.name))}"
         iterates = [mosaic(x) for x in way.iterates]
@@ -293,7 +295,7 @@ def write(report: Report, run: Run, *, name: str = "report") -> Path:
     for file, image in pictures.items():
         save_png(folder / file, image)
     if frames:
-        save_gif(folder / "restoration.gif", frames)
+        save_gif(folder / f"restoration{pictured}.gif", frames)
     write_json(folder / f"{name}.json", as_json(report))
     write_text(folder / f"{name}.md", markdown(reports))
     text = page.render(workdir.name, sections, subtitle=headline(report))

@@ -258,7 +258,8 @@ def walk(
     nothing = jnp.full((len(noted_at), *xT.shape), jnp.nan, xT.dtype)
     memory = None if init is None else init(xT, times[0])
     start = (xT, memory, note(xT, times[0], nothing))
-    count = len(times) - 1 if count is None else count
+    most = len(times) - 1
+    count = most if count is None else jnp.minimum(count, most)
     x0, _, iterates = jax.lax.fori_loop(0, count, body, start)
     return x0 if iterates_at is None else (x0, iterates)
 

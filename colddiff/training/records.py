@@ -187,8 +187,8 @@ class Profile:
         self._folder, self._active = folder, False
 
     def before(self, step: int) -> None:
-        """Start the trace if `step` is the first one to trace."""
-        if step == self._first:
+        """Start the trace if `step` is to be traced and no trace is under way."""
+        if self._first <= step <= self._last and not self._active:
             jax.profiler.start_trace(self._folder)
             self._active = True
 

@@ -59,7 +59,7 @@ def score(run: Run, truth: evaluate.Truth, stop: Stop) -> dict[str, float]:
     Raises:
       StoppedError: a host was told to stop before all images were scored.
     """
-    measured = evaluate.evaluate(run, truth=truth, counts=(), between=stop.check)
+    measured = evaluate.evaluate(run, truth=truth, counts=(), resamples=0, between=stop.check)
     scores = report.scores_of(measured)
     path = run.workdir / "evolution.json"
     before = read_json(path) or {}

@@ -137,7 +137,7 @@ def test_a_plan_of_this_machine():
     assert whole.state["moments"] == pytest.approx(2 * whole.state["parameters"], abs=64)
     few, many, _ = (p.flops for p in whole.programs)
     assert many == pytest.approx(2 * few, rel=0.05)
-    assert all(p.memory > 0 and p.bound is None for p in whole.programs)
+    assert all(p.memory > 0 and p.flops_seconds is None for p in whole.programs)
     assert whole.programs[0].traffic.collectives["all-reduce"][1] >= 4 * whole.parameters
     config.mesh.fsdp = 4
     shared = plan.plan(config, "here")
@@ -151,10 +151,10 @@ def test_bounds_are_peaks(tmp_path):
     config = tiny_config()
     found = plan.plan(config, "here")
     chip = CHIPS["v5e"]
-    rows = [p._replace(bound=max(p.flops / chip.float32 / 4, 1e-3)) for p in found.programs]
+    rows = [p._replace(flops_seconds=1e-4, bytes_seconds=1e-3) for p in found.programs]
     text = plan.markdown(found._replace(topology="v5e:2x2", chip=chip, programs=rows))
     assert "v5e:2x2: 4 × TPU v5e" in text and "| yes |" in text
-    assert "| 1 ms | 8,000 | 2.22e-06 |" in text  # 8 images and 8 steps of a millisecond
+    assert "| 0.1 ms | 1 ms | 8,000 | 2.22e-06 |" in text  # 8 images, 8 steps of a millisecond
     large = [p._replace(memory=16 * 2**30) for p in rows]
     text = plan.markdown(found._replace(topology="v5e:2x2", chip=chip, programs=large))
     assert "| 16,384 MiB | no |" in text
@@ -185,4 +185,5 @@ def test_other_hardware(package, topology):
     step = found.programs[0]
     assert found.chip == chip and found.devices in (2, 4)
     assert 0 < step.memory < chip.memory and step.traffic.collectives
-    assert step.bound >= step.flops / chip.float32 / found.devices
+    assert step.flops_seconds == step.flops / chip.float32 / found.devices
+    assert step.bytes_seconds > 0 and found.programs[-1].bytes_seconds is None
