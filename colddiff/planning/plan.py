@@ -42,7 +42,7 @@ class Program(NamedTuple):
       flops: FLOPs of convolutions and matrix products of one call, on all devices.
       memory: bytes on each device, arguments included; 0 if unknown.
       traffic: what it moves on each device, without the bodies of loops.
-      flops_seconds: least time of one call, its FLOPs at the peak; None without figures of the chip.
+      flops_seconds: least time of one call, its FLOPs at the peak; None if the peak is unknown.
       bytes_seconds: its bytes at the memory's bandwidth; less where kernels find data in a cache;
         None without figures, and for the sampler, which is a loop.
     """
@@ -230,8 +230,8 @@ def markdown(found: Plan) -> str:
             "",
             *markdown_table(cells),
             "",
-            f"{peaks} FLOPs at the peak are a lower bound of the time. Bytes at the bandwidth are an "
-            "estimate: caches make it shorter. images/s and hours are of the longer of both. "
+            f"{peaks} FLOPs at the peak are a lower bound of the time. Bytes at the bandwidth are "
+            "an estimate: caches make it shorter. images/s and hours are of the longer of both. "
             "Nothing has run.",
         ]
     )

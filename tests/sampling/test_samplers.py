@@ -302,6 +302,9 @@ def test_one_program_serves_every_number_of_steps(x0, keys):
         expected = walk(naive, lambda x, s: 0.9 * x, D, xT, times)
         np.testing.assert_allclose(run(padded, len(times) - 1), expected, atol=1e-6)
     assert run._cache_size() == 1
+    once = walk(direct, lambda x, s: 0.9 * x, D, xT, [10, 0])
+    many = walk(direct, lambda x, s: 0.9 * x, D, xT, [10, 5, 0], None, jnp.int32(2))
+    np.testing.assert_array_equal(many, once)  # direct takes one step, whatever the count
 
 
 def test_times_by_change():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config, tiny_generator_config
+from conftest import call_main, tiny_config, tiny_generator_config
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from PIL import Image
@@ -20,6 +20,7 @@ from tensorboard_events import read_events
 import colddiff
 from colddiff.data.batches import batches
 from colddiff.evaluation import evaluate
+from colddiff.exchange.card import render
 from colddiff.experiment import checkpoint
 from colddiff.experiment.build import build, learning_rates
 from colddiff.experiment.state import TrainState, init_state
@@ -658,6 +659,16 @@ def test_further_averages_are_saved_and_loaded(config, tmp_path):
     assert not equal(state.more_ema["0.5"], state.params)
     with pytest.raises(UserError, match=r"of the decays .* \(the default\), 0, 0\.5; not 0\.9"):
         colddiff.load(tmp_path, ema=0.9)
+    flags = ("--mode=evaluate", f"--workdir={tmp_path}", "--samplers=direct")
+    assert "--ema=0.9 must be train.ema_decay" in call_main(*flags, "--ema=0.9").stderr
+    done = call_main(*flags, "--ema=0.5")
+    assert done.returncode == 0 and "weights EMA 0.5 of step 4" in done.stdout, done.stderr
+    folder = tmp_path / "evaluation" / "0000004"
+    assert {p.name for p in folder.iterdir()} == {
+        f"report-direct-ema-0.5.{kind}" for kind in ("md", "json", "html")
+    } | {"samples-ema-0.5.png", "restoration-ema-0.5.gif"}
+    card = render(colddiff.load(tmp_path, ema=0.5), "a", None)
+    assert "EMA of 0.5 every" in card and "EMA of 0.95 every" not in card
     config.train.ema_decays = (0.5, 0.5)
     with pytest.raises(UserError, match=r"ema_decays=\(0\.5, 0\.5\) must be different numbers"):
         build(config)
