@@ -421,7 +421,7 @@ MUTANTS = (
     ),
     Mutant(
         "evaluation/features.py",
-        "first.append(values[: _KEPT - done])",
+        "first.append(values[: KEPT - done])",
         "first.append(values)",
         "evaluation/test_features.py::test_only_the_first_features_are_kept",
     ),

@@ -6,11 +6,13 @@ any number of devices.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from colddiff.degradations import Degrade
 from colddiff.experiment.build import Experiment
@@ -75,6 +77,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
             total = jax.tree.map(jnp.add, total, loss_and_grads(number, params))
         loss, grads = jax.tree.map(lambda x: x / accumulation, total)
         grads = jax.lax.with_sharding_constraint(grads, fsdp_shardings(grads, mesh))
+        grads = jax.lax.platform_dependent(grads, cuda=_row_major, default=lambda grads: grads)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -98,6 +101,18 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _row_major(grads: Any) -> Any:
+    """Give the gradients the layout of the parameters.
+
+    cuDNN's own layout would spread through the optimiser, with a copy of every array.
+    """
+
+    def of_one(grad: jax.Array) -> jax.Array:
+        return with_layout_constraint(grad, Layout(major_to_minor=tuple(range(grad.ndim))))
+
+    return jax.tree.map(of_one, grads)
 
 
 def _gathering(loss_fn: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable:

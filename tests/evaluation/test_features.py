@@ -115,7 +115,7 @@ def test_principal_components_are_those_of_the_training_split(images):
 @pytest.mark.parametrize("limit", [20, 70])
 def test_only_the_first_features_are_kept(images, monkeypatch, limit):
     """Check limits in the first and in the second chunk; the moments are of all images."""
-    monkeypatch.setattr(features, "_KEPT", limit)
+    monkeypatch.setattr(features, "KEPT", limit)
     space = features.make_features("pixels", tiny_config())
     found = features.collect(space, batches(images, 30), total=101)
     flat = images.reshape(101, -1) / 255

@@ -568,9 +568,10 @@ def test_checkpoints_are_scored_and_the_best_one_is_kept(best, tmp_path, monkeyp
     config.train.best = best
     (tmp_path / "evolution.json").write_text('{"num_images": 5, "scores": {"1": {}}}')  # old scores
 
-    def made_up(run, *, truth, counts, between):
+    def made_up(run, *, truth, counts, resamples, between):
         step, params = run.step, run.params
-        assert len(truth.images) == 5 and truth.spaces[0][1].count == 297 and counts == ()
+        assert len(truth.images) == 5 and truth.spaces[0][1].count == 297
+        assert counts == () and resamples == 0
         off = abs(step - 4)
         row = evaluate.Row("tacos", 6, [6, 0], 0.2 + off, 1.0, 0.9 - off, 0.0, [])
         seen.append((step, params))
