@@ -234,12 +234,7 @@ def main(argv: Sequence[str]) -> None:
 
     for each in configs if "evaluate" in _MODE.value else ():
         check_ways(each, _SAMPLERS.value, steps)
-    for each in configs if _EMA.value is not None else ():
-        if _EMA.value not in (each.train.ema_decay, *each.train.ema_decays):
-            raise UserError(
-                f"--ema={_EMA.value:g} must be train.ema_decay={each.train.ema_decay:g} or one of "
-                f"train.ema_decays={each.train.ema_decays} of the run's config"
-            )
+    _check_averages(configs)
     if _DRY_RUN.value:
         _say(dry_run(config))
         return
@@ -272,6 +267,16 @@ def main(argv: Sequence[str]) -> None:
         found = benchmark.benchmark(config, arguments=[f"--config={_CONFIG.value}", *changes])
         path = benchmark.write(found, workdir)
         _say(f"\n{benchmark.markdown(found)}\ntable and JSON: {path.parent}\n")
+
+
+def _check_averages(configs: list[ConfigDict]) -> None:
+    """Refuse an --ema that one of the runs does not have, before any work."""
+    for each in configs if _EMA.value is not None else ():
+        if _EMA.value not in (each.train.ema_decay, *each.train.ema_decays):
+            raise UserError(
+                f"--ema={_EMA.value:g} must be train.ema_decay={each.train.ema_decay:g} or one of "
+                f"train.ema_decays={each.train.ema_decays} of the run's config"
+            )
 
 
 def _join_hosts() -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Times both networks of the paper on this machine's accelerator, at 32² and 128², in float32, TF32 and
-# bfloat16, and plans the same programs: runs/gpu_check. About half an hour on one GPU, of which most is
-# compiling; nothing else should use the GPU. After an interruption, run it again.
+# bfloat16, and plans the same programs: runs/gpu_check. Nothing else should use the GPU. After an
+# interruption, run it again.
 # Arguments are passed to every benchmark: launch/gpu_check.sh --config.train.batch_size=64
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR

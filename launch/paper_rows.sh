@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains the paper's networks with the paper's settings on its MNIST and CIFAR-10 rows for MINUTES in
 # all, in bfloat16 and one row at a time, and then scores them: launch/paper_rows.sh 600. Run it again to
-# train for MINUTES more. The time for scoring comes on top. Writes runs/paper_rows. ROWS names some of the rows, IMAGES (0: all) is the
-# number of test images. Further arguments are passed to every training:
+# train for MINUTES more. The time for scoring comes on top. Writes runs/paper_rows. ROWS names some of
+# the rows, IMAGES (0: all) is the number of test images. Further arguments are passed to every training:
 #   launch/paper_rows.sh 60 --config.train.learning_rate=2e-4 --config.train.batch_size=256
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR

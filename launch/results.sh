@@ -29,6 +29,7 @@ names() { # NAMES...: join them as --workdir takes them
   echo "${list:1}"
 }
 
+consistent=direct+consistency,naive+consistency,tacos+consistency,tacos_x0+consistency
 for row in "${rows[@]}"; do
   train "$row" "$row" "$@"
   # The samplers are compared on training images that were kept back, then on test images.
@@ -38,7 +39,7 @@ for row in "${rows[@]}"; do
     study=("${score[@]}" --workdir="$(names "$row")" --config.eval.bootstrap=300
       --config.data.test_split="$split")
     once "$row/few-$split.done" "${study[@]}" --steps=$steps \
-      --samplers=direct,naive,tacos,tacos_x0,second_order,momentum,direct+consistency,tacos+consistency
+      --samplers=direct,naive,tacos,tacos_x0,second_order,momentum,"$consistent"
     once "$row/all-$split.done" "${study[@]}" --samplers=tacos
   done
 done

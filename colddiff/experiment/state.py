@@ -71,3 +71,13 @@ def update_ema(
     rate = jnp.where(step % train.ema_every == 0, 1 - decay, 0.0)
     rate = jnp.where(step < train.ema_start, 1.0, rate)
     return optax.incremental_update(params, ema_params, rate)
+
+
+def update_more_ema(
+    more_ema: dict[str, Any], params: Any, step: jax.Array, train: ConfigDict
+) -> dict[str, Any]:
+    """Return the further averages after `step` steps, one for each of `train.ema_decays`."""
+    return {
+        ema_name(decay): update_ema(more_ema[ema_name(decay)], params, step, train, decay)
+        for decay in train.ema_decays
+    }

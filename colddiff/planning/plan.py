@@ -113,8 +113,8 @@ def plan(config: ConfigDict, topology: str, batches: Sequence[int] = ()) -> Plan
 
 def _elsewhere(experiment: Experiment, mesh: Mesh) -> Experiment:
     """Return the experiment with shapes in place of the degradation's tables, for `lower`."""
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))  # noqa: E731
-    return experiment._replace(degrade=jax.tree.map(place, experiment.degrade))
+    tables = jax.tree.map(lambda x: _shape(x, replicated(mesh)), experiment.degrade)
+    return experiment._replace(degrade=tables)
 
 
 def _on(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:

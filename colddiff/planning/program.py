@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.extend.core
 
-_BITS = {"pred": 8, "token": 0, "bf16": 16}
+_BITS = {"pred": 8}
 _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*)$")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from colddiff.degradations import Degrade
 from colddiff.experiment.build import Experiment
-from colddiff.experiment.state import TrainState, ema_name, state_shardings, update_ema
+from colddiff.experiment.state import TrainState, state_shardings, update_ema, update_more_ema
 from colddiff.runtime.compiler import network_jit
 from colddiff.runtime.devices import (
     fsdp_shardings,
@@ -83,12 +83,7 @@ def make_train_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainSte
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema_params = update_ema(state.ema_params, params, step, config.train)
-        more_ema = {
-            ema_name(decay): update_ema(
-                state.more_ema[ema_name(decay)], params, step, config.train, decay
-            )
-            for decay in config.train.ema_decays
-        }
+        more_ema = update_more_ema(state.more_ema, params, step, config.train)
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         metrics = {"loss": loss, **norms}
         return TrainState(step, params, ema_params, opt_state, more_ema), metrics
