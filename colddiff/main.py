@@ -340,7 +340,7 @@ def _evaluate(workdirs: list[Path], configs: list[ConfigDict], steps: list[int])
             run = load(workdir, step=_step(), ema=_EMA.value, config=config)
         ways = ways_of(run.experiment, _SAMPLERS.value, steps)
         found = evaluate(run, ways=ways)
-        # What differs is in the name, so that no report overwrites another.
+        # These choices are in the name, so that such reports do not overwrite each other.
         others = [] if _EMA.value is None else [f"ema-{_EMA.value:g}"]
         if config.sampler.get("spacing", "even") != "even":
             others.append(config.sampler.spacing)
